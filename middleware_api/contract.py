@@ -1,0 +1,271 @@
+"""Wire names, states and bounds: the one truth that client, API and container share.
+
+Standard library only, Python 3.10: the WebUI's process imports this module too. The odd
+spellings of the HTTP contract (`InferenceJobId`, `taskType`, ...) stay on this page and in
+`middleware_api.api.wire`; everywhere else the field's own words are used.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import TypedDict
+
+
+class InferenceState(str, Enum):
+    """Life of an inference job."""
+
+    CREATED = "created"
+    IN_PROGRESS = "inprogress"
+    SUCCEEDED = "succeed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class DeploymentState(str, Enum):
+    """Outcome of the deployment that made an endpoint (the wire's `status`)."""
+
+    IN_PROGRESS = "inprogress"
+    SUCCEEDED = "success"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+class EndpointState(str, Enum):
+    """What the endpoint itself does now (SageMaker's words; the wire's `endpoint_status`)."""
+
+    CREATING = "Creating"
+    IN_SERVICE = "InService"
+    UPDATING = "Updating"
+    FAILED = "Failed"
+    DELETING = "Deleting"
+    DELETED = "Deleted"
+
+
+class CheckpointState(str, Enum):
+    """Life of an uploaded weights file."""
+
+    INITIAL = "Initial"
+    ACTIVE = "Active"
+    DISABLED = "Disabled"
+    FAILED = "Fail"
+
+
+class CheckpointType(str, Enum):
+    """Kinds of weights files; the values are also the first part of their object keys."""
+
+    STABLE_DIFFUSION = "Stable-diffusion"
+    EMBEDDINGS = "embeddings"
+    LORA = "Lora"
+    HYPERNETWORKS = "hypernetworks"
+    CONTROLNET = "ControlNet"
+    VAE = "VAE"
+
+
+class TaskType(str, Enum):
+    """What an inference job does."""
+
+    TXT2IMG = "txt2img"
+    IMG2IMG = "img2img"
+    EXTRA_SINGLE_IMAGE = "extra-single-image"
+    EXTRA_BATCH_IMAGES = "extra-batch-images"
+    INTERROGATE = "interrogate"
+
+
+# A write is conditional on the old state; what is not listed here is refused with 409.
+INFERENCE_TRANSITIONS: dict[InferenceState, frozenset[InferenceState]] = {
+    InferenceState.CREATED: frozenset(
+        {InferenceState.IN_PROGRESS, InferenceState.FAILED, InferenceState.CANCELLED}
+    ),
+    InferenceState.IN_PROGRESS: frozenset(
+        {InferenceState.SUCCEEDED, InferenceState.FAILED, InferenceState.CANCELLED}
+    ),
+    InferenceState.SUCCEEDED: frozenset(),
+    InferenceState.FAILED: frozenset(),
+    InferenceState.CANCELLED: frozenset(),
+}
+INFERENCE_FINAL = frozenset(s for s, after in INFERENCE_TRANSITIONS.items() if not after)
+
+ENDPOINT_TRANSITIONS: dict[EndpointState, frozenset[EndpointState]] = {
+    EndpointState.CREATING: frozenset(
+        {EndpointState.IN_SERVICE, EndpointState.FAILED, EndpointState.DELETING}
+    ),
+    EndpointState.IN_SERVICE: frozenset(
+        {EndpointState.UPDATING, EndpointState.FAILED, EndpointState.DELETING}
+    ),
+    EndpointState.UPDATING: frozenset(
+        {EndpointState.IN_SERVICE, EndpointState.FAILED, EndpointState.DELETING}
+    ),
+    EndpointState.FAILED: frozenset({EndpointState.IN_SERVICE, EndpointState.DELETING}),
+    EndpointState.DELETING: frozenset({EndpointState.DELETED}),
+    EndpointState.DELETED: frozenset(),
+}
+
+CHECKPOINT_TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
+    CheckpointState.INITIAL: frozenset({CheckpointState.ACTIVE, CheckpointState.FAILED}),
+    CheckpointState.ACTIVE: frozenset({CheckpointState.DISABLED}),
+    CheckpointState.DISABLED: frozenset({CheckpointState.ACTIVE}),
+    CheckpointState.FAILED: frozenset(),
+}
+
+# Letters and digits of any script, so that an artist's own file names pass; no separator, no
+# leading dot, no control character. The second check bounds the name as file systems do.
+NAME_PATTERN = r"^(?!\.)[\w .\-()+\[\]]{1,255}$"
+NAME_MAX_BYTES = 255
+_NAME = re.compile(NAME_PATTERN)
+
+
+def is_valid_name(name: str) -> bool:
+    """Whether `name` may name a file, model, data set or endpoint."""
+    return (
+        _NAME.fullmatch(name) is not None
+        and "\n" not in name
+        and len(name.encode()) <= NAME_MAX_BYTES
+        and name == name.strip()
+    )
+
+
+# Bounds of one request; beyond them the API answers 422 (413 for the body).
+SIZE_MIN, SIZE_MAX = 8, 4096
+STEPS_MAX = 500
+BATCH_SIZE_MAX = 16
+N_ITER_MAX = 100
+CFG_SCALE_MAX = 100
+PROMPT_MAX_BYTES = 32 * 1024
+BODY_MAX_BYTES = 6 * 1024 * 1024
+INSTANCE_COUNT_MAX = 6
+
+PAGE_DEFAULT, PAGE_MAX = 100, 1000
+
+MIB = 1024 * 1024
+PART_MIN_BYTES = 5 * MIB
+PARTS_MAX = 10_000
+UPLOAD_URL_SECONDS = 12 * 3600
+
+TOKEN_HEADER = "x-api-key"
+CURSOR_HEADER = "X-Next-Cursor"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+REQUEST_ID_HEADER = "X-Request-Id"
+
+
+class UploadPartUrl(TypedDict):
+    """One presigned part of a multipart upload."""
+
+    PartNumber: int
+    url: str
+
+
+class FileUpload(TypedDict):
+    """Where one file's bytes go: an entry of `s3PresignUrl` (rows 17, 20 and 20b)."""
+
+    filename: str
+    upload_id: str
+    bucket: str
+    key: str
+    part_size: int
+    parts: list[UploadPartUrl]
+
+
+class PartTag(TypedDict):
+    """What the store answered for one part (rows 18 and 21, `multi_parts_tags`)."""
+
+    PartNumber: int
+    ETag: str
+
+
+class ContainerCheckpoint(TypedDict):
+    """A weights file that a job needs, as the container is told of it."""
+
+    type: str
+    name: str
+    key: str
+    size: int
+    sha256: str
+
+
+class Invocation(TypedDict):
+    """Body of the container's POST `/invocations`.
+
+    `params_key` names the object that holds the caller's own request (the WebUI API's fields);
+    pictures go under `output_prefix`.
+    """
+
+    job_id: str
+    task_type: str
+    params_key: str
+    checkpoints: list[ContainerCheckpoint]
+    output_prefix: str
+
+
+class InvocationResult(TypedDict):
+    """Answer of POST `/invocations`: `/sdapi/v1/txt2img`'s, its images as object keys.
+
+    `info` is a JSON document in a string, as the WebUI's API answers it. `status` is `succeed`,
+    or `cancelled` when a cancel marker stopped the sampler.
+    """
+
+    job_id: str
+    status: str
+    images: list[str]
+    parameters: dict[str, object]
+    info: str
+
+
+class Progress(TypedDict):
+    """Contents of a running job's progress object.
+
+    `step` counts sampler steps over all batches of the job, `fraction` is 0..1, `phase` is a
+    word or two for people ("loading checkpoint", "sampling", "saving"), `updated_at` epoch
+    seconds. `has_preview` tells whether the preview object exists.
+    """
+
+    step: int
+    total_steps: int
+    fraction: float
+    phase: str
+    updated_at: float
+    has_preview: bool
+
+
+# Object keys. One place, so that the API, the container and the AWS roles agree.
+UPLOADS_PREFIX = "uploads/"
+
+
+def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> str:
+    """Object key of one file of a checkpoint."""
+    return f"{kind.value}/checkpoint/{checkpoint_id}/{file_name}"
+
+
+def params_key(task: TaskType, job_id: str) -> str:
+    """Object key of the request that a job runs."""
+    return f"{task.value}/infer_v2/{job_id}/api_param.json"
+
+
+def output_prefix(job_id: str) -> str:
+    """Prefix under which everything that a job writes is found."""
+    return f"out/{job_id}/"
+
+
+def image_key(job_id: str, index: int, extension: str = "png") -> str:
+    """Object key of a job's n-th picture."""
+    return f"{output_prefix(job_id)}result/image_{index}.{extension}"
+
+
+def param_output_key(job_id: str) -> str:
+    """Object key of what row 5 answers for a job."""
+    return f"{output_prefix(job_id)}result/{job_id}_param.json"
+
+
+def progress_key(job_id: str) -> str:
+    """Object key of a running job's `Progress`."""
+    return f"{output_prefix(job_id)}progress.json"
+
+
+def preview_key(job_id: str) -> str:
+    """Object key of a running job's latest small JPEG preview."""
+    return f"{output_prefix(job_id)}preview.jpg"
+
+
+def cancel_key(job_id: str) -> str:
+    """Object key whose existence asks the container to stop the job."""
+    return f"{output_prefix(job_id)}cancel"
