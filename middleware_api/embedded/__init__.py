@@ -1,0 +1,1 @@
+"""The whole middleware on one machine: SQLite, a folder, worker processes."""

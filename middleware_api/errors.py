@@ -1,0 +1,80 @@
+"""What a service can refuse, and how.
+
+ServiceError
+├── InvalidRequest     422  a value that fits no rule; the field is named
+├── Forbidden          403  the token has no right for this act
+├── NotFound           404  no such thing
+├── Conflict           409  not allowed in this state
+│   └── StaleRecord         somebody else changed the record first
+├── TooLarge           413
+└── NotAvailable       501  the contract has it, this deployment cannot do it
+
+Each carries a sentence for people and a stable `code` for programs. Anything else that is raised
+is a fault of ours: 500, and the log has the traceback.
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """A refusal that the caller is meant to read."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+
+
+class InvalidRequest(ServiceError):
+    """A value that fits no rule; `field` is its place in the body or query."""
+
+    status = 422
+    code = "invalid_request"
+
+    def __init__(self, message: str, field: tuple[str | int, ...]) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Forbidden(ServiceError):
+    """The caller may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(ServiceError):
+    """No such thing, or none that the caller may see."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(ServiceError):
+    """The thing exists, and its state does not allow the act."""
+
+    status = 409
+    code = "conflict"
+
+
+class StaleRecord(Conflict):
+    """The record changed between reading and writing it."""
+
+    code = "changed_meanwhile"
+
+
+class TooLarge(ServiceError):
+    """More bytes than this route takes."""
+
+    status = 413
+    code = "too_large"
+
+
+class NotAvailable(ServiceError):
+    """In the contract, but not in this deployment."""
+
+    status = 501
+    code = "not_available"

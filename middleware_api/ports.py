@@ -1,0 +1,198 @@
+"""What the services need of the world: records, objects, and somewhere to compute.
+
+Each port has an embedded adapter (`middleware_api.embedded`); services know these protocols and
+nothing behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from middleware_api.contract import EndpointState, Invocation, InvocationResult, PartTag
+from middleware_api.records import Endpoint, Record
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Page(Generic[R]):
+    """Newest first; `next_cursor` is None on the last page."""
+
+    items: list[R]
+    next_cursor: str | None
+
+
+class Records(Protocol):
+    """Durable records with conditional writes, and unique keys that point at things."""
+
+    def add(self, record: Record) -> None:
+        """Store a new record. Raises Conflict when its id exists."""
+
+    def get(self, kind: type[R], record_id: str) -> R:
+        """Raises NotFound."""
+
+    def update(self, record: R) -> R:
+        """Replace the version that `record` was read at; raises StaleRecord if it has moved on.
+
+        Returns the record as stored, ready for the next update.
+        """
+
+    def page(
+        self,
+        kind: type[R],
+        *,
+        states: Collection[str] = (),
+        labels: Collection[str] = (),
+        limit: int,
+        cursor: str | None = None,
+    ) -> Page[R]:
+        """Filters are ORs; empty means all. Costs the same however many rows exist.
+
+        Raises InvalidRequest for a cursor that this method did not make.
+        """
+
+    def due(self, kind: type[R], now: float, limit: int) -> list[R]:
+        """Records whose `check_at` has passed, most overdue first."""
+
+    def claim(self, key: str, value: str) -> str:
+        """Bind a unique key if it is free; returns the value that it is bound to now."""
+
+    def lookup(self, key: str) -> str | None:
+        """The value that a unique key is bound to."""
+
+    def bind(self, key: str, value: str) -> None:
+        """Bind a unique key, whatever it was bound to."""
+
+    def release(self, key: str, value: str) -> None:
+        """Free a unique key if it is still bound to `value`."""
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part that has arrived whole."""
+
+    number: int
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """A finished object. `sha256` (hex) is there when the store computed it."""
+
+    size: int
+    sha256: str | None
+
+
+class Objects(Protocol):
+    """An object store with S3's ideas: keys, presigned URLs, multipart uploads."""
+
+    bucket: str
+
+    def write(self, key: str, content: bytes) -> None:
+        """Store a whole object; readers see the old one or the new one, never a mixture."""
+
+    def read(self, key: str) -> bytes:
+        """Raises NotFound."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, or None when there is none."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys below a prefix that ends in '/', sorted."""
+
+    def presigned_get(self, key: str, seconds: int) -> str:
+        """A URL that reads one object."""
+
+    def presigned_put(self, key: str, seconds: int) -> str:
+        """A URL that writes one object."""
+
+    def start_multipart(self, key: str) -> str:
+        """Returns the upload id."""
+
+    def presigned_part(self, key: str, upload_id: str, number: int, seconds: int) -> str:
+        """A URL that writes part `number` (from 1)."""
+
+    def arrived_parts(self, key: str, upload_id: str) -> list[StoredPart]:
+        """In order of their numbers. Raises NotFound for an unknown upload."""
+
+    def complete_multipart(
+        self, key: str, upload_id: str, tags: Iterable[PartTag]
+    ) -> StoredObject:
+        """Make the object of exactly these parts.
+
+        Raises Conflict naming the first part that is absent, differs, or is too small.
+        """
+
+    def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Forget the parts. Unknown uploads are no error: a second abort changes nothing."""
+
+
+@dataclass(frozen=True)
+class EndpointStatus:
+    """What the compute side says of an endpoint now.
+
+    `loaded` holds the object keys of checkpoints that its instances have in memory; `load` is
+    the number of jobs waiting or running there.
+    """
+
+    state: EndpointState
+    instance_count: int
+    load: int
+    loaded: frozenset[str]
+
+
+class Endpoints(Protocol):
+    """Machines that run the inference container and take jobs from a durable queue."""
+
+    def create(self, endpoint: Endpoint) -> None:
+        """Begin to start it; `EndpointChanged` events tell the rest."""
+
+    def delete(self, endpoint: Endpoint) -> None:
+        """Begin to stop it; its jobs end as failed; `EndpointChanged` follows."""
+
+    def status(self, name: str) -> EndpointStatus:
+        """An unknown name is `Deleted`."""
+
+    def invoke(self, endpoint_name: str, invocation: Invocation) -> None:
+        """Queue a job durably. The same job a second time changes nothing."""
+
+    def queue_position(self, job_id: str) -> int | None:
+        """0 while running, n for the n-th in its queue, None when not known here."""
+
+    def withdraw(self, job_id: str) -> bool:
+        """Take a job that no instance has begun out of the queue; False when it is too late."""
+
+
+@dataclass(frozen=True)
+class InvocationFinished:
+    """An instance has answered, or never will. Exactly one of `result` and `failure` is set."""
+
+    job_id: str
+    endpoint_name: str
+    result: InvocationResult | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class EndpointChanged:
+    """The compute side's word on an endpoint; `error` is its own reason for `Failed`."""
+
+    endpoint_id: str
+    state: EndpointState
+    error: str = ""
+
+
+class EventSink(Protocol):
+    """What an adapter of `Endpoints` tells the services; events may come late or twice."""
+
+    def invocation_starting(self, job_id: str) -> bool:
+        """An instance is about to run the job; False when nobody wants it any more."""
+
+    def invocation_finished(self, event: InvocationFinished) -> None:
+        """The job's end."""
+
+    def endpoint_changed(self, event: EndpointChanged) -> None:
+        """An endpoint's new state."""

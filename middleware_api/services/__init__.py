@@ -1,0 +1,1 @@
+"""What the middleware does, without a word of HTTP or of where it runs."""

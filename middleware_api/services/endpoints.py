@@ -1,0 +1,220 @@
+"""Deploying and deleting endpoints, and choosing one for a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from middleware_api.contract import (
+    ENDPOINT_TRANSITIONS,
+    PAGE_MAX,
+    ContainerCheckpoint,
+    DeploymentState,
+    EndpointState,
+)
+from middleware_api.errors import Conflict, NotFound
+from middleware_api.ports import EndpointChanged, Endpoints, Page, Records
+from middleware_api.records import Endpoint
+
+# SageMaker takes about ten minutes; thrice that is a fault.
+DEPLOY_DEADLINE_SECONDS = 30 * 60
+
+_GONE = frozenset({EndpointState.DELETING, EndpointState.DELETED})
+
+
+class EndpointService:
+    """Endpoints, by the name that people give them."""
+
+    def __init__(
+        self,
+        records: Records,
+        endpoints: Endpoints,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._records = records
+        self._endpoints = endpoints
+        self._clock = clock
+        self._new_id = new_id
+
+    def create(
+        self,
+        owner: str,
+        name: str | None,
+        instance_type: str,
+        instance_count: int,
+        autoscaling: tuple[int, int] | None,
+    ) -> Endpoint:
+        """Begin to deploy; `autoscaling` is (least, most) instances. Raises Conflict on a name
+        in use."""
+        endpoint_id = self._new_id()
+        name = name or f"infer-endpoint-{endpoint_id[:7]}"
+        now = self._clock()
+        least, most = autoscaling or (instance_count, instance_count)
+        endpoint = Endpoint(
+            id=endpoint_id,
+            owner=owner,
+            created_at=now,
+            check_at=now + DEPLOY_DEADLINE_SECONDS,
+            name=name,
+            instance_type=instance_type,
+            initial_instance_count=instance_count,
+            autoscaling_enabled=autoscaling is not None,
+            min_instance_count=least,
+            max_instance_count=most,
+        )
+        self._take_name(endpoint)
+        self._records.add(endpoint)
+        self._endpoints.create(endpoint)
+        return endpoint
+
+    def get(self, endpoint_id: str) -> Endpoint:
+        """Raises NotFound."""
+        return self._records.get(Endpoint, endpoint_id)
+
+    def find(self, name: str) -> Endpoint:
+        """The endpoint that bears the name now. Raises NotFound."""
+        endpoint_id = self._records.lookup(_name_key(name))
+        if endpoint_id is None:
+            raise NotFound(
+                f"There is no endpoint named '{name}'. GET /endpoints lists those that exist.",
+                "endpoint_not_found",
+            )
+        return self._records.get(Endpoint, endpoint_id)
+
+    def page(self, limit: int, cursor: str | None) -> Page[Endpoint]:
+        """Newest first, deleted ones included."""
+        return self._records.page(Endpoint, limit=limit, cursor=cursor)
+
+    def instance_count(self, endpoint: Endpoint) -> int:
+        """Instances that take jobs now."""
+        if endpoint.state in _GONE:
+            return 0
+        return self._endpoints.status(endpoint.name).instance_count
+
+    def delete(self, names: Collection[str]) -> None:
+        """Begin to delete all of them; raises NotFound afterwards if some were unknown."""
+        unknown = []
+        for name in names:
+            try:
+                endpoint = self.find(name)
+            except NotFound:
+                unknown.append(name)
+                continue
+            if endpoint.state not in _GONE:
+                self._delete(endpoint)
+        if unknown:
+            raise NotFound(
+                f"No endpoint is named {', '.join(repr(n) for n in unknown)}; the others in the "
+                "list are being deleted. GET /endpoints lists the names.",
+                "endpoint_not_found",
+            )
+
+    def choose(self, name: str | None, checkpoints: Collection[ContainerCheckpoint]) -> Endpoint:
+        """The named endpoint; without a name one that has the checkpoints loaded, else the least
+        loaded.
+
+        The one place where endpoints are chosen. Raises NotFound, or Conflict when it is (or
+        all are) not in service.
+        """
+        if name is not None:
+            endpoint = self.find(name)
+            if endpoint.state is not EndpointState.IN_SERVICE:
+                raise Conflict(_not_in_service(endpoint), "endpoint_not_in_service")
+            return endpoint
+        page = self._records.page(
+            Endpoint, states=[EndpointState.IN_SERVICE.value], limit=PAGE_MAX
+        )
+        if not page.items:
+            raise Conflict(
+                "No endpoint is in service. Create one (POST /endpoints), or wait until one "
+                "that is starting is InService.",
+                "no_endpoint_in_service",
+            )
+        needed = {checkpoint["key"] for checkpoint in checkpoints}
+
+        def preference(endpoint: Endpoint) -> tuple[bool, int]:
+            status = self._endpoints.status(endpoint.name)
+            return (not needed <= status.loaded, status.load)
+
+        return min(page.items, key=preference)
+
+    def changed(self, event: EndpointChanged) -> None:
+        """Note what the compute side says; a late or second word changes nothing."""
+        endpoint = self._records.get(Endpoint, event.endpoint_id)
+        if event.state not in ENDPOINT_TRANSITIONS[endpoint.state]:
+            return
+        now = self._clock()
+        after = replace(endpoint, state=event.state, error=event.error, check_at=None)
+        if event.state is EndpointState.IN_SERVICE:
+            after = replace(after, deployment=DeploymentState.SUCCEEDED)
+        elif event.state is EndpointState.FAILED:
+            after = replace(after, deployment=DeploymentState.FAILED)
+        elif event.state is EndpointState.DELETED:
+            after = replace(after, deployment=DeploymentState.DELETED)
+        if endpoint.completed_at is None:
+            after = replace(after, completed_at=now)
+        self._records.update(after)
+        if event.state is EndpointState.DELETED:
+            self._records.release(_name_key(endpoint.name), endpoint.id)
+
+    def expire(self, endpoint: Endpoint) -> None:
+        """Ask the compute side about a deployment that is overdue, and note the answer."""
+        state = self._endpoints.status(endpoint.name).state
+        if endpoint.state is EndpointState.DELETING and state is EndpointState.DELETED:
+            self.changed(EndpointChanged(endpoint.id, EndpointState.DELETED))
+        elif state is EndpointState.IN_SERVICE and endpoint.state is EndpointState.CREATING:
+            self.changed(EndpointChanged(endpoint.id, EndpointState.IN_SERVICE))
+        elif endpoint.state is EndpointState.CREATING:
+            minutes = DEPLOY_DEADLINE_SECONDS // 60
+            self.changed(
+                EndpointChanged(
+                    endpoint.id,
+                    EndpointState.FAILED,
+                    f"It was not in service after {minutes} minutes. Delete it and try again, "
+                    "with another instance type if that repeats.",
+                )
+            )
+        else:
+            self._records.update(
+                replace(endpoint, check_at=self._clock() + DEPLOY_DEADLINE_SECONDS)
+            )
+
+    def _take_name(self, endpoint: Endpoint) -> None:
+        holder = self._records.claim(_name_key(endpoint.name), endpoint.id)
+        if holder == endpoint.id:
+            return
+        try:
+            self._records.get(Endpoint, holder)
+        except NotFound:
+            # A server died between claiming the name and writing the record.
+            self._records.bind(_name_key(endpoint.name), endpoint.id)
+            return
+        raise Conflict(
+            f"An endpoint named '{endpoint.name}' exists already. Choose another name, or delete "
+            "that one first.",
+            "endpoint_name_taken",
+        )
+
+    def _delete(self, endpoint: Endpoint) -> None:
+        deleting = self._records.update(
+            replace(
+                endpoint,
+                state=EndpointState.DELETING,
+                check_at=self._clock() + DEPLOY_DEADLINE_SECONDS,
+            )
+        )
+        self._endpoints.delete(deleting)
+
+
+def _not_in_service(endpoint: Endpoint) -> str:
+    advice = {
+        EndpointState.CREATING: "is still starting. Wait until it is InService, or pick another.",
+        EndpointState.UPDATING: "is being updated. Wait until it is InService, or pick another.",
+        EndpointState.FAILED: f"has failed: {endpoint.error} Delete it and create another.",
+    }.get(endpoint.state, "is being deleted. Pick another.")
+    return f"Endpoint '{endpoint.name}' ({endpoint.state.value}) {advice}"
+
+
+def _name_key(name: str) -> str:
+    return f"endpoint-name/{name}"

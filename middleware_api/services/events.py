@@ -1,0 +1,82 @@
+"""What the compute side tells, and what happens when it tells nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from middleware_api.errors import ServiceError, StaleRecord
+from middleware_api.ports import EndpointChanged, InvocationFinished, Records
+from middleware_api.records import Checkpoint, Endpoint, InferenceJob
+from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.endpoints import EndpointService
+from middleware_api.services.inference import InferenceService
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Services:
+    """All services of one deployment."""
+
+    inference: InferenceService
+    endpoints: EndpointService
+    checkpoints: CheckpointService
+
+
+class EventHandlers:
+    """The one place where events come in, whoever sends them (see `EventSink`)."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def invocation_starting(self, job_id: str) -> bool:
+        """Whether the job is still wanted."""
+        return _settle(lambda: self._services.inference.starting(job_id))
+
+    def invocation_finished(self, event: InvocationFinished) -> None:
+        """The job's end."""
+        _settle(lambda: self._services.inference.finished(event))
+
+    def endpoint_changed(self, event: EndpointChanged) -> None:
+        """An endpoint's new state."""
+        _settle(lambda: self._services.endpoints.changed(event))
+
+
+def _settle(act: Callable[[], T]) -> T:
+    """Run a handler again when somebody else changed its record between read and write.
+
+    Each run reads afresh, and whoever won has moved the record on, so this ends.
+    """
+    while True:
+        try:
+            return act()
+        except StaleRecord:
+            continue
+
+
+def reconcile(services: Services, records: Records, clock: Callable[[], float]) -> None:
+    """Look after everything whose time has come, so that nothing stays in passing for ever."""
+    now = clock()
+    for job in records.due(InferenceJob, now, _BATCH):
+        _attempt(partial(services.inference.reconcile, job))
+    for endpoint in records.due(Endpoint, now, _BATCH):
+        _attempt(partial(services.endpoints.expire, endpoint))
+    for checkpoint in records.due(Checkpoint, now, _BATCH):
+        _attempt(partial(services.checkpoints.expire, checkpoint))
+
+
+def _attempt(look_after: partial[None]) -> None:
+    """One record's trouble must not keep the others from their turn; it comes up again in the
+    next round."""
+    try:
+        look_after()
+    except ServiceError as error:
+        logger.warning("reconciling %s: %s", look_after.args[0].id, error.message)

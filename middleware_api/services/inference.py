@@ -1,0 +1,388 @@
+"""From a request for pictures to their URLs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from middleware_api import contract
+from middleware_api.contract import (
+    INFERENCE_FINAL,
+    INFERENCE_TRANSITIONS,
+    UPLOAD_URL_SECONDS,
+    CheckpointType,
+    ContainerCheckpoint,
+    InferenceState,
+    Invocation,
+    InvocationResult,
+    Progress,
+    TaskType,
+)
+from middleware_api.errors import Conflict, NotFound
+from middleware_api.ports import (
+    Endpoints,
+    InvocationFinished,
+    Objects,
+    Page,
+    Records,
+)
+from middleware_api.records import InferenceJob
+from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.endpoints import EndpointService
+
+logger = logging.getLogger(__name__)
+
+# How often the compute side is asked about a job that has said nothing.
+RECONCILE_SECONDS = 60.0
+RESULT_URL_SECONDS = 12 * 3600
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """A request, checked at the edge. `body` is the whole document that the engine gets."""
+
+    task_type: TaskType
+    models: dict[CheckpointType, list[str]]
+    endpoint_name: str | None
+    body: dict[str, object]
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """What can be said of a job that is not finished; absent parts are None."""
+
+    fraction: float
+    queue_position: int | None
+    eta_seconds: float | None
+    preview_url: str | None
+    phase: str
+
+
+class InferenceService:
+    """Inference jobs: submit, watch, cancel, collect."""
+
+    def __init__(
+        self,
+        records: Records,
+        objects: Objects,
+        endpoints: Endpoints,
+        checkpoint_service: CheckpointService,
+        endpoint_service: EndpointService,
+        clock: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._records = records
+        self._objects = objects
+        self._endpoints = endpoints
+        self._checkpoint_service = checkpoint_service
+        self._endpoint_service = endpoint_service
+        self._clock = clock
+        self._new_id = new_id
+
+    def submit(
+        self, owner: str, request: InferenceRequest, idempotency_key: str | None
+    ) -> InferenceJob:
+        """Queue a job. The same key and body a second time answer with the first job.
+
+        Raises NotFound for a checkpoint or endpoint that is not there, Conflict for an endpoint
+        that is not in service or a key that was used for another body.
+        """
+        job_id = self._claim_id(owner, idempotency_key, request.body)
+        if (first := self._existing(job_id)) is not None:
+            return first
+        # First the record, then the queue: between the two the reconciler finds the job; the
+        # other way round a quick worker would finish a job that has not begun.
+        job = replace(
+            self._new_job(owner, job_id, request),
+            state=InferenceState.IN_PROGRESS,
+            check_at=self._clock() + RECONCILE_SECONDS,
+        )
+        self._write_params(job, request.body)
+        self._records.add(job)
+        self._invoke(job)
+        return job
+
+    def prepare(
+        self, owner: str, request: InferenceRequest, idempotency_key: str | None
+    ) -> tuple[InferenceJob, str]:
+        """A job that waits for its (large) body, and the URL to put that at (row 6b)."""
+        job_id = self._claim_id(owner, idempotency_key, {"upload_params": True, **request.body})
+        job = self._existing(job_id)
+        if job is None:
+            job = self._new_job(owner, job_id, request)
+            self._records.add(job)
+        key = contract.params_key(job.task_type, job.id)
+        return job, self._objects.presigned_put(key, UPLOAD_URL_SECONDS)
+
+    def uploaded_params(self, job: InferenceJob) -> bytes:
+        """The body that was put for a prepared job. Raises Conflict when there is none."""
+        key = contract.params_key(job.task_type, job.id)
+        if self._objects.size(key) is None:
+            raise Conflict(
+                f"The body of job '{job.id}' has not arrived. PUT it to the job's "
+                "api_params_s3_upload_url first.",
+                "params_missing",
+            )
+        return self._objects.read(key)
+
+    def run(self, job: InferenceJob, body: dict[str, object]) -> InferenceJob:
+        """Start a prepared job with its checked body."""
+        if job.state is not InferenceState.CREATED:
+            if job.state is InferenceState.IN_PROGRESS:
+                return job  # the caller did not hear our first answer
+            raise Conflict(
+                f"Job '{job.id}' is {job.state.value}; only a created job can be run. Submit a "
+                "new one.",
+                "job_not_created",
+            )
+        self._write_params(job, body)
+        job = self._records.update(
+            replace(
+                job,
+                state=InferenceState.IN_PROGRESS,
+                check_at=self._clock() + RECONCILE_SECONDS,
+            )
+        )
+        self._invoke(job)
+        return job
+
+    def get(self, job_id: str) -> InferenceJob:
+        """Raises NotFound."""
+        return self._records.get(InferenceJob, job_id)
+
+    def page(
+        self,
+        states: Collection[InferenceState],
+        task_types: Collection[TaskType],
+        limit: int,
+        cursor: str | None,
+    ) -> Page[InferenceJob]:
+        """Newest first."""
+        return self._records.page(
+            InferenceJob,
+            states=[s.value for s in states],
+            labels=[t.value for t in task_types],
+            limit=limit,
+            cursor=cursor,
+        )
+
+    def progress(self, job: InferenceJob) -> JobProgress:
+        """How far a job is: what its worker last wrote, or its place in the queue."""
+        if job.state in INFERENCE_FINAL:
+            return JobProgress(
+                fraction=1.0 if job.state is InferenceState.SUCCEEDED else 0.0,
+                queue_position=None,
+                eta_seconds=None,
+                preview_url=None,
+                phase=job.state.value,
+            )
+        position = self._endpoints.queue_position(job.id)
+        written = self._written_progress(job) if position == 0 else None
+        if written is None:
+            waiting = "waiting for an instance" if position else "starting"
+            return JobProgress(0.0, position, None, None, waiting)
+        eta = None
+        if job.started_at is not None and written["fraction"] > 0:
+            elapsed = written["updated_at"] - job.started_at
+            eta = max(0.0, elapsed / written["fraction"] - (self._clock() - job.started_at))
+        preview = contract.preview_key(job.id) if written["has_preview"] else None
+        return JobProgress(
+            fraction=written["fraction"],
+            queue_position=position,
+            eta_seconds=eta,
+            preview_url=self._objects.presigned_get(preview, 3600) if preview else None,
+            phase=written["phase"],
+        )
+
+    def image_urls(self, job: InferenceJob) -> list[str]:
+        """Where the pictures are; those made before a failure or a cancel too."""
+        self._require_final(job)
+        prefix = f"{contract.output_prefix(job.id)}result/"
+        return [
+            self._objects.presigned_get(prefix + name, RESULT_URL_SECONDS)
+            for name in job.image_names
+        ]
+
+    def param_urls(self, job: InferenceJob) -> list[str]:
+        """Where the job's parameters and info are; empty when it never made a picture."""
+        self._require_final(job)
+        key = contract.param_output_key(job.id)
+        if self._objects.size(key) is None:
+            return []
+        return [self._objects.presigned_get(key, RESULT_URL_SECONDS)]
+
+    def cancel(self, job: InferenceJob) -> InferenceJob:
+        """Stop a job: at once if no instance has begun it, else within one sampler step.
+
+        A finished job stays as it is.
+        """
+        if job.state in INFERENCE_FINAL:
+            return job
+        if job.state is InferenceState.CREATED:
+            return self._finish(job, InferenceState.CANCELLED)
+        self._objects.write(contract.cancel_key(job.id), b"")
+        withdrawn = self._endpoints.withdraw(job.id)
+        job = self.get(job.id)
+        return self._finish(job, InferenceState.CANCELLED) if withdrawn else job
+
+    def starting(self, job_id: str) -> bool:
+        """An instance is about to begin the job; False when nobody wants it any more."""
+        job = self.get(job_id)
+        if job.state is not InferenceState.IN_PROGRESS:
+            return False
+        if self._objects.size(contract.cancel_key(job.id)) is not None:
+            self._finish(job, InferenceState.CANCELLED)
+            return False
+        self._records.update(replace(job, started_at=self._clock()))
+        return True
+
+    def finished(self, event: InvocationFinished) -> None:
+        """Note a job's end; a late or second word changes nothing."""
+        job = self.get(event.job_id)
+        if job.state in INFERENCE_FINAL:
+            return
+        raw = json.dumps(
+            {
+                "inferenceId": event.job_id,
+                "endpointName": event.endpoint_name,
+                "invocationStatus": "Failed" if event.result is None else "Completed",
+                "failureReason": event.failure,
+            }
+        )
+        job = replace(job, compute_event=raw)
+        if event.result is None:
+            cancelled = self._objects.size(contract.cancel_key(job.id)) is not None
+            state = InferenceState.CANCELLED if cancelled else InferenceState.FAILED
+            self._finish(job, state, error=event.failure or "")
+            return
+        self._write_result(job, event.result)
+        self._finish(job, InferenceState(event.result["status"]))
+
+    def reconcile(self, job: InferenceJob) -> None:
+        """Find out about a job that has been silent: it waits, it runs, or it must go again."""
+        if job.state is InferenceState.CREATED:
+            self._finish(
+                job,
+                InferenceState.FAILED,
+                error="Its body was never uploaded, or it was never run, within "
+                f"{UPLOAD_URL_SECONDS // 3600} hours.",
+            )
+        elif self._endpoints.queue_position(job.id) is not None:
+            self._records.update(replace(job, check_at=self._clock() + RECONCILE_SECONDS))
+        else:
+            # The server died between writing the job and queueing it. Queueing is idempotent.
+            self._invoke(job)
+            self._records.update(replace(job, check_at=self._clock() + RECONCILE_SECONDS))
+
+    def _claim_id(self, owner: str, key: str | None, body: dict[str, object]) -> str:
+        job_id = self._new_id()
+        if key is None:
+            return job_id
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        claimed = self._records.claim(f"idempotency/{owner}/{key}", f"{digest} {job_id}")
+        first_digest, first_id = claimed.split(" ")
+        if first_digest != digest:
+            raise Conflict(
+                f"Idempotency-Key '{key}' was used for another request before (job "
+                f"'{first_id}'). Use a new key for a new request.",
+                "idempotency_key_reused",
+            )
+        return first_id
+
+    def _existing(self, job_id: str) -> InferenceJob | None:
+        try:
+            return self.get(job_id)
+        except NotFound:
+            return None
+
+    def _new_job(self, owner: str, job_id: str, request: InferenceRequest) -> InferenceJob:
+        checkpoints: tuple[ContainerCheckpoint, ...] = tuple(
+            self._checkpoint_service.resolve(kind, name)
+            for kind, names in request.models.items()
+            for name in names
+        )
+        endpoint = self._endpoint_service.choose(request.endpoint_name, checkpoints)
+        now = self._clock()
+        return InferenceJob(
+            id=job_id,
+            owner=owner,
+            created_at=now,
+            check_at=now + UPLOAD_URL_SECONDS,
+            state=InferenceState.CREATED,
+            task_type=request.task_type,
+            endpoint_name=endpoint.name,
+            checkpoints=checkpoints,
+        )
+
+    def _write_params(self, job: InferenceJob, body: dict[str, object]) -> None:
+        key = contract.params_key(job.task_type, job.id)
+        self._objects.write(key, json.dumps(body).encode())
+
+    def _invoke(self, job: InferenceJob) -> None:
+        self._endpoints.invoke(
+            job.endpoint_name,
+            Invocation(
+                job_id=job.id,
+                task_type=job.task_type.value,
+                params_key=contract.params_key(job.task_type, job.id),
+                checkpoints=list(job.checkpoints),
+                output_prefix=contract.output_prefix(job.id),
+            ),
+        )
+
+    def _finish(
+        self, job: InferenceJob, state: InferenceState, error: str = ""
+    ) -> InferenceJob:
+        if state not in INFERENCE_TRANSITIONS[job.state]:
+            raise Conflict(f"Job '{job.id}' is {job.state.value}, not to become {state.value}.")
+        prefix = f"{contract.output_prefix(job.id)}result/"
+        names = [key.removeprefix(prefix) for key in self._objects.keys(prefix)]
+        images = sorted((n for n in names if not n.endswith(".json")), key=_image_index)
+        done = self._records.update(
+            replace(
+                job,
+                state=state,
+                completed_at=self._clock(),
+                check_at=None,
+                image_names=tuple(images),
+                error=error,
+            )
+        )
+        logger.info("job %s %s", job.id, state.value)
+        return done
+
+    def _write_result(self, job: InferenceJob, result: InvocationResult) -> None:
+        document = {
+            "parameters": result["parameters"],
+            "info": json.loads(result["info"]),
+            "endpoint_name": job.endpoint_name,
+            "inference_id": job.id,
+            "sagemaker": {"status": result["status"], "images": result["images"]},
+        }
+        self._objects.write(contract.param_output_key(job.id), json.dumps(document).encode())
+
+    def _written_progress(self, job: InferenceJob) -> Progress | None:
+        try:
+            progress: Progress = json.loads(self._objects.read(contract.progress_key(job.id)))
+        except NotFound:
+            return None
+        # What an earlier, killed run of this job wrote says nothing of this one.
+        if job.started_at is not None and progress["updated_at"] < job.started_at:
+            return None
+        return progress
+
+    def _require_final(self, job: InferenceJob) -> None:
+        if job.state not in INFERENCE_FINAL:
+            raise Conflict(
+                f"Job '{job.id}' is {job.state.value}. Its pictures can be fetched when it is "
+                "finished; ask GET /inference/get-inference-job until then.",
+                "job_not_finished",
+            )
+
+
+def _image_index(name: str) -> tuple[int, str]:
+    digits = "".join(ch for ch in name if ch.isdigit())
+    return (int(digits or 0), name)
