@@ -1,0 +1,331 @@
+"""The API's answers as typed values: raw JSON is parsed here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any, TypeVar
+
+from aws_extension.errors import UnexpectedAnswer
+from middleware_api.contract import (
+    INFERENCE_FINAL,
+    CheckpointState,
+    EndpointState,
+    InferenceState,
+)
+
+E = TypeVar("E", bound=Enum)
+
+
+@dataclass(frozen=True)
+class InferenceJob:
+    """A job as row 3 shows it; `progress` is 0..1, absent parts are None or empty."""
+
+    id: str
+    state: InferenceState
+    task: str
+    endpoint_name: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    image_names: tuple[str, ...]
+    progress: float
+    queue_position: int | None
+    eta_seconds: float | None
+    preview_url: str
+    phase: str
+    error: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in INFERENCE_FINAL
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What row 6 answers; `upload_url` only for a body that has yet to be put (row 6b)."""
+
+    job_id: str
+    state: InferenceState
+    endpoint_name: str
+    upload_url: str
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A deployment and the endpoint that it made."""
+
+    deployment_id: str
+    name: str
+    state: EndpointState | None
+    deployment_state: str
+    instance_type: str
+    instance_count: int
+    started_at: datetime | None
+    error: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes jobs now."""
+        return self.state is EndpointState.IN_SERVICE
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file of the cloud; `names` are its file names."""
+
+    id: str
+    type: str
+    state: CheckpointState
+    names: tuple[str, ...]
+    created_at: datetime | None
+    size: int | None
+    sha256: str
+    error: str
+
+
+@dataclass(frozen=True)
+class ArrivedPart:
+    """A part that the store has already."""
+
+    number: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """Where the missing parts of one file go; `urls` by part number, `part_size` in bytes."""
+
+    filename: str
+    part_size: int
+    urls: Mapping[int, str]
+    arrived: tuple[ArrivedPart, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointUpload:
+    """A checkpoint and what is left to send of it."""
+
+    checkpoint: Checkpoint
+    plans: tuple[UploadPlan, ...]
+
+
+@dataclass(frozen=True)
+class InferenceOutput:
+    """A finished job's `parameters` and decoded `info`."""
+
+    parameters: Mapping[str, Any]
+    infotexts: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class Fields:
+    """One JSON object under inspection; what does not fit is UnexpectedAnswer naming the field."""
+
+    def __init__(self, raw: object, what: str) -> None:
+        if not isinstance(raw, dict):
+            raise UnexpectedAnswer(
+                f"The server answered something else than {what}. Check that the URL is that of "
+                "the API and that its version fits this extension."
+            )
+        self._raw: dict[str, Any] = raw
+        self._what = what
+
+    def _fault(self, name: str, value: object) -> UnexpectedAnswer:
+        return UnexpectedAnswer(
+            f"The server's answer ({self._what}) has {name}={value!r:.80}, which does not fit. "
+            "Check that the server's version fits this extension."
+        )
+
+    def text(self, name: str) -> str:
+        """A required text."""
+        value = self._raw.get(name)
+        if not isinstance(value, str) or not value:
+            raise self._fault(name, value)
+        return value
+
+    def optional_text(self, *names: str) -> str:
+        """The first of `names` that is there, or the empty text."""
+        for name in names:
+            value = self._raw.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise self._fault(name, value)
+            return value
+        return ""
+
+    def optional_number(self, name: str) -> float | None:
+        """A number, or a text that holds one, or None."""
+        value = self._raw.get(name)
+        if value is None or value == "":
+            return None
+        try:
+            return float(value)
+        except (TypeError, ValueError) as fault:
+            raise self._fault(name, value) from fault
+
+    def optional_integer(self, name: str) -> int | None:
+        """A whole number or None."""
+        number = self.optional_number(name)
+        return None if number is None else int(number)
+
+    def integer(self, name: str) -> int:
+        """A required whole number."""
+        number = self.optional_integer(name)
+        if number is None:
+            raise self._fault(name, None)
+        return number
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts; absent means none, a single text means one."""
+        value = self._raw.get(name)
+        if value is None:
+            return ()
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._fault(name, value)
+        return tuple(value)
+
+    def objects(self, name: str) -> list[Fields]:
+        """A list of objects; absent means none."""
+        value = self._raw.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self._fault(name, value)
+        return [Fields(item, f"{self._what}, {name}") for item in value]
+
+    def object(self, name: str) -> Fields:
+        """A required object."""
+        return Fields(self._raw.get(name), f"{self._what}, {name}")
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object as it is; absent means empty."""
+        value = self._raw.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self._fault(name, value)
+        return value
+
+    def choice(self, name: str, kinds: type[E]) -> E:
+        """A required member of a closed set."""
+        value = self._raw.get(name)
+        try:
+            return kinds(value)
+        except ValueError as fault:
+            raise self._fault(name, value) from fault
+
+    def time(self, name: str, pattern: str) -> datetime | None:
+        """A UTC time, or None."""
+        value = self.optional_text(name)
+        if not value:
+            return None
+        try:
+            return datetime.strptime(value, pattern).replace(tzinfo=timezone.utc)
+        except ValueError as fault:
+            raise self._fault(name, value) from fault
+
+
+_TIME = "%Y-%m-%d %H:%M:%S.%f"
+_COMPLETE_TIME = "%Y-%m-%d-%H-%M-%S"
+
+
+def parse_job(raw: object) -> InferenceJob:
+    """Row 3."""
+    fields = Fields(raw, "an inference job")
+    return InferenceJob(
+        id=fields.text("InferenceJobId"),
+        state=fields.choice("status", InferenceState),
+        task=fields.optional_text("taskType"),
+        endpoint_name=fields.optional_text("endpoint_name"),
+        started_at=fields.time("startTime", _TIME),
+        completed_at=fields.time("completeTime", _COMPLETE_TIME),
+        image_names=fields.texts("image_names"),
+        progress=min(1.0, max(0.0, fields.optional_number("progress") or 0.0)),
+        queue_position=fields.optional_integer("queue_position"),
+        eta_seconds=fields.optional_number("eta_seconds"),
+        preview_url=fields.optional_text("preview_url"),
+        phase=fields.optional_text("phase"),
+        error=fields.optional_text("error"),
+    )
+
+
+def parse_submission(raw: object) -> Submission:
+    """Rows 6 and 6b."""
+    fields = Fields(raw, "a submitted job")
+    return Submission(
+        job_id=fields.text("inference_id"),
+        state=fields.choice("status", InferenceState),
+        endpoint_name=fields.optional_text("endpoint_name"),
+        upload_url=fields.optional_text("api_params_s3_upload_url"),
+    )
+
+
+def parse_endpoint(raw: object) -> Endpoint:
+    """Row 10; a deployment that failed early has no endpoint state."""
+    fields = Fields(raw, "an endpoint")
+    has_state = fields.optional_text("endpoint_status") != ""
+    return Endpoint(
+        deployment_id=fields.text("EndpointDeploymentJobId"),
+        name=fields.optional_text("endpoint_name"),
+        state=fields.choice("endpoint_status", EndpointState) if has_state else None,
+        deployment_state=fields.optional_text("status"),
+        instance_type=fields.optional_text("instance_type"),
+        instance_count=fields.optional_integer("current_instance_count") or 0,
+        started_at=fields.time("startTime", _TIME),
+        error=fields.optional_text("error"),
+    )
+
+
+def parse_checkpoint(raw: object) -> Checkpoint:
+    """An element of row 22, or the `checkpoint` of rows 20 and 21."""
+    fields = Fields(raw, "a checkpoint")
+    created = fields.optional_number("created")
+    return Checkpoint(
+        id=fields.text("id"),
+        type=fields.optional_text("type"),
+        state=fields.choice("status", CheckpointState),
+        names=fields.texts("name"),
+        created_at=None if created is None else datetime.fromtimestamp(created, timezone.utc),
+        size=fields.optional_integer("size"),
+        sha256=fields.optional_text("sha256"),
+        error=fields.optional_text("error"),
+    )
+
+
+def parse_checkpoint_upload(raw: object) -> CheckpointUpload:
+    """Rows 20 (POST) and 20b."""
+    fields = Fields(raw, "a checkpoint's upload")
+    plans = tuple(
+        UploadPlan(
+            filename=plan.text("filename"),
+            part_size=plan.integer("part_size"),
+            urls={part.integer("PartNumber"): part.text("url") for part in plan.objects("parts")},
+            arrived=tuple(
+                ArrivedPart(part.integer("PartNumber"), part.text("ETag"))
+                for part in plan.objects("arrived")
+            ),
+        )
+        for plan in fields.objects("s3PresignUrl")
+    )
+    return CheckpointUpload(parse_checkpoint(fields.mapping("checkpoint")), plans)
+
+
+def parse_texts(raw: object, what: str) -> tuple[str, ...]:
+    """A bare JSON list of texts."""
+    return Fields({"items": raw}, what).texts("items")
+
+
+def parse_list(raw: object, what: str) -> list[object]:
+    """A bare JSON list."""
+    if not isinstance(raw, list):
+        raise UnexpectedAnswer(
+            f"The server answered something else than a list of {what}. Check that the URL is "
+            "that of the API."
+        )
+    return raw

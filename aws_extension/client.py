@@ -1,0 +1,424 @@
+"""The HTTP API as typed calls; each names the row of the contract that it calls."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from requests import Response
+from requests.adapters import BaseAdapter
+
+from aws_extension import http
+from aws_extension.answers import (
+    Checkpoint,
+    CheckpointUpload,
+    Endpoint,
+    Fields,
+    InferenceJob,
+    InferenceOutput,
+    Submission,
+    parse_checkpoint,
+    parse_checkpoint_upload,
+    parse_endpoint,
+    parse_job,
+    parse_list,
+    parse_submission,
+    parse_texts,
+)
+from aws_extension.errors import Conflict, ConnectionLost, JobFailed, ServerFault, UnexpectedAnswer
+from middleware_api.contract import (
+    BODY_MAX_BYTES,
+    CURSOR_HEADER,
+    IDEMPOTENCY_HEADER,
+    MIB,
+    CheckpointState,
+    CheckpointType,
+    InferenceState,
+    PartTag,
+    TaskType,
+)
+
+# The gateway counts its own envelope, and escapes, into the bound: leave it room.
+DIRECT_BODY_MAX_BYTES = BODY_MAX_BYTES - MIB
+# While a job's state cannot be read: how long to go on asking before the user is told.
+LOST_PATIENCE_SECONDS = 120.0
+# How long a cancelled job may take to say so.
+CANCEL_PATIENCE_SECONDS = 30.0
+CANCEL_CHECK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of jobs, newest first; `next_cursor` is empty on the last."""
+
+    jobs: tuple[InferenceJob, ...]
+    next_cursor: str
+
+
+@dataclass(frozen=True)
+class WaitStatus:
+    """What is known of a job that is waited for; `lost_seconds` > 0 while the server is silent."""
+
+    job: InferenceJob
+    lost_seconds: float = 0.0
+    cancelling: bool = False
+
+    def describe(self) -> str:
+        """One line for the user."""
+        if self.lost_seconds > 0:
+            return f"No answer from the server for {self.lost_seconds:.0f} s, trying again…"
+        if self.cancelling:
+            return "Cancelling…"
+        job = self.job
+        if job.state is InferenceState.SUCCEEDED:
+            return "Finished"
+        if job.state is InferenceState.CANCELLED:
+            return "Cancelled"
+        if job.queue_position:
+            ahead = "1 job" if job.queue_position == 1 else f"{job.queue_position} jobs"
+            return f"Waiting in the queue, {ahead} ahead{_eta(job)}"
+        if job.progress <= 0:
+            return f"{(job.phase or 'waiting for the worker').capitalize()}…"
+        return f"{(job.phase or 'generating').capitalize()} {job.progress:.0%}{_eta(job)}"
+
+
+def _eta(job: InferenceJob) -> str:
+    return "" if job.eta_seconds is None else f", about {max(1, round(job.eta_seconds))} s left"
+
+
+class CloudClient:
+    """Calls one server with one token. Raises the errors of `aws_extension.errors`."""
+
+    def __init__(
+        self,
+        api_url: str,
+        token: str,
+        *,
+        adapter: BaseAdapter | None = None,
+        retries: http.Retries | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.api_url = api_url.rstrip("/")
+        self.retries = retries or http.Retries()
+        self._clock = clock
+        self._api = http.Http(self.retries, adapter, token)
+        # Presigned URLs carry their own permission; the token stays out of those requests.
+        self.storage = http.Http(self.retries, adapter)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        document: object = None,
+        params: http.Params | None = None,
+        idempotency_key: str = "",
+        may_repeat: bool = True,
+    ) -> Response:
+        headers = {"Accept": "application/json"}
+        if idempotency_key:
+            headers[IDEMPOTENCY_HEADER] = idempotency_key
+        body = None
+        if document is not None:
+            headers["Content-Type"] = "application/json"
+            body = document if isinstance(document, bytes) else http.encode(document)
+        return self._api.send(
+            method,
+            self.api_url + path,
+            params=params,
+            body=body,
+            headers=headers,
+            may_repeat=may_repeat,
+        )
+
+    def test_connection(self) -> None:
+        """Row 1."""
+        Fields(http.decode(self._call("GET", "/inference/test-connection")), "Success").text(
+            "message"
+        )
+
+    # Endpoints
+
+    def list_endpoints(self) -> list[Endpoint]:
+        """Row 9."""
+        raw = http.decode(self._call("GET", "/endpoints"))
+        return [parse_endpoint(item) for item in parse_list(raw, "endpoints")]
+
+    def create_endpoint(
+        self, instance_type: str, instance_count: int = 1, name: str = ""
+    ) -> Endpoint:
+        """Row 7. Not repeated by itself: a lost answer would start, and bill, a second one."""
+        document: dict[str, object] = {
+            "instance_type": instance_type,
+            "initial_instance_count": instance_count,
+        }
+        if name:
+            document["endpoint_name"] = name
+        return parse_endpoint(
+            http.decode(self._call("POST", "/endpoints", document, may_repeat=False))
+        )
+
+    def delete_endpoints(self, names: Sequence[str]) -> None:
+        """Row 8."""
+        self._call("DELETE", "/endpoints", {"delete_endpoint_list": list(names)})
+
+    # Checkpoints
+
+    def list_checkpoints(
+        self, states: Sequence[CheckpointState] = (), types: Sequence[CheckpointType] = ()
+    ) -> list[Checkpoint]:
+        """Row 22, all pages."""
+        found: list[Checkpoint] = []
+        cursor = ""
+        while True:
+            params: dict[str, str | int | list[str]] = {
+                "status": [state.value for state in states],
+                "types": [kind.value for kind in types],
+            }
+            if cursor:
+                params["cursor"] = cursor
+            answer = self._call("GET", "/checkpoints", params=params)
+            raw = _object(answer)
+            found.extend(
+                parse_checkpoint(item) for item in parse_list(raw.get("checkpoints"), "checkpoints")
+            )
+            cursor = answer.headers.get(CURSOR_HEADER, "")
+            if not cursor:
+                return found
+
+    def create_checkpoint(
+        self, kind: CheckpointType, filename: str, size: int, sha256: str, parts: int
+    ) -> CheckpointUpload:
+        """Row 20 (POST); safe to repeat, for the same content answers with the same upload."""
+        document: dict[str, object] = {
+            "checkpoint_type": kind.value,
+            "filenames": [
+                {"filename": filename, "parts_number": parts, "size": size, "sha256": sha256}
+            ],
+            "params": {},
+        }
+        return parse_checkpoint_upload(http.decode(self._call("POST", "/checkpoint", document)))
+
+    def upload_state(self, checkpoint_id: str) -> CheckpointUpload:
+        """Row 20b: which parts have arrived, and fresh URLs for the others."""
+        path = f"/checkpoint/{quote(checkpoint_id, safe='')}/upload"
+        return parse_checkpoint_upload(http.decode(self._call("GET", path)))
+
+    def complete_checkpoint(
+        self, checkpoint_id: str, tags: Mapping[str, Sequence[PartTag]]
+    ) -> Checkpoint:
+        """Row 21: the parts are all there, make it Active."""
+        document = {
+            "checkpoint_id": checkpoint_id,
+            "status": CheckpointState.ACTIVE.value,
+            "multi_parts_tags": {name: list(parts) for name, parts in tags.items()},
+        }
+        return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
+
+    def set_checkpoint_state(self, checkpoint_id: str, state: CheckpointState) -> Checkpoint:
+        """Row 21: disable, enable again, or give an upload up."""
+        document = {"checkpoint_id": checkpoint_id, "status": state.value}
+        return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
+
+    def _checkpoint_of(self, answer: Response) -> Checkpoint:
+        return parse_checkpoint(_object(answer).get("checkpoint"))
+
+    # Inference
+
+    def submit(
+        self,
+        task: TaskType,
+        models: Mapping[CheckpointType, Sequence[str]],
+        fields: Mapping[str, Any],
+        endpoint_name: str = "",
+        idempotency_key: str = "",
+    ) -> Submission:
+        """Rows 6 and 6b: start a job; `fields` are the WebUI API's own.
+
+        Each call is one job however often it is sent, by its Idempotency-Key. Without an
+        `endpoint_name` the server chooses.
+        """
+        head: dict[str, object] = {
+            "task_type": task.value,
+            "models": {kind.value: list(names) for kind, names in models.items()},
+        }
+        if endpoint_name:
+            head["sagemaker_endpoint_name"] = endpoint_name
+        key = idempotency_key or str(uuid.uuid4())
+        body = http.encode({**fields, **head})
+        if len(body) <= DIRECT_BODY_MAX_BYTES:
+            return parse_submission(
+                http.decode(self._call("POST", "/inference/v2", body, idempotency_key=key))
+            )
+        return self._submit_large(head, body, key)
+
+    def _submit_large(self, head: Mapping[str, object], body: bytes, key: str) -> Submission:
+        """Row 6b: create the job, put its body into the store, run it."""
+        prepared = parse_submission(
+            http.decode(
+                self._call(
+                    "POST", "/inference/v2", {**head, "upload_params": True}, idempotency_key=key
+                )
+            )
+        )
+        if not prepared.upload_url:
+            raise UnexpectedAnswer(
+                "The request is too large to send directly, and the server offers no place to "
+                "put it. Update the server, or use smaller pictures."
+            )
+        self.storage.send(
+            "PUT",
+            prepared.upload_url,
+            body=body,
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            self._call("PUT", f"/inference/v2/{quote(prepared.job_id, safe='')}/run", {})
+        except Conflict:
+            # Our first try may have started it and its answer got lost.
+            job = self.get_job(prepared.job_id)
+            if job.state is InferenceState.CREATED:
+                raise
+        return Submission(
+            prepared.job_id, InferenceState.IN_PROGRESS, prepared.endpoint_name, upload_url=""
+        )
+
+    def get_job(self, job_id: str) -> InferenceJob:
+        """Row 3."""
+        answer = self._call("GET", "/inference/get-inference-job", params={"jobID": job_id})
+        return parse_job(http.decode(answer))
+
+    def list_jobs(self, limit: int = 20, cursor: str = "") -> Page:
+        """Row 2, one page, newest first."""
+        params: dict[str, str | int | list[str]] = {"limit": limit}
+        if cursor:
+            params["cursor"] = cursor
+        answer = self._call("GET", "/inference/list-inference-jobs", params=params)
+        jobs = tuple(parse_job(item) for item in parse_list(http.decode(answer), "jobs"))
+        return Page(jobs, answer.headers.get(CURSOR_HEADER, ""))
+
+    def cancel_job(self, job_id: str) -> None:
+        """Stop a job; one that has finished meanwhile is left as it is."""
+        try:
+            self._call("POST", f"/inference/v2/{quote(job_id, safe='')}/cancel", {})
+        except Conflict:
+            if not self.get_job(job_id).is_final:
+                raise
+
+    def image_urls(self, job_id: str) -> tuple[str, ...]:
+        """Row 4: presigned URLs of a finished job's pictures."""
+        answer = self._call(
+            "GET", "/inference/get-inference-job-image-output", params={"jobID": job_id}
+        )
+        return parse_texts(http.decode(answer), "a list of picture URLs")
+
+    def download_images(self, job_id: str) -> list[bytes]:
+        """The files of a finished job's pictures, in order."""
+        return [self.download(url) for url in self.image_urls(job_id)]
+
+    def get_output(self, job_id: str) -> InferenceOutput:
+        """Row 5: a finished job's parameters and infotexts."""
+        answer = self._call(
+            "GET", "/inference/get-inference-job-param-output", params={"jobID": job_id}
+        )
+        urls = parse_texts(http.decode(answer), "a list of one URL")
+        if not urls:
+            raise UnexpectedAnswer(f"The server has no parameters for job {job_id}.")
+        fields = Fields(_json(self.download(urls[0])), "a job's parameters")
+        info = Fields(_json(fields.optional_text("info") or "{}"), "a job's info")
+        return InferenceOutput(
+            parameters=fields.mapping("parameters"),
+            infotexts=info.texts("infotexts"),
+            warnings=info.texts("warnings") or info.texts("comments"),
+        )
+
+    def download(self, url: str) -> bytes:
+        """The bytes behind a presigned URL."""
+        return self.storage.send("GET", url).content
+
+    # Waiting
+
+    def watch(
+        self, job_id: str, should_cancel: Callable[[], bool] = lambda: False
+    ) -> Iterator[WaitStatus]:
+        """A job's states as they come, the last one final; cancels it when asked to.
+
+        Raises JobFailed with the compute side's reason, and ConnectionLost when the server
+        stays silent for LOST_PATIENCE_SECONDS (the job goes on there).
+        """
+        job: InferenceJob | None = None
+        lost_since = cancelled_at = None
+        interval = 0.25
+        while True:
+            try:
+                job = self.get_job(job_id)
+                lost_since = None
+            except (ConnectionLost, ServerFault) as fault:
+                now = self._clock()
+                lost_since = now if lost_since is None else lost_since
+                if job is None or now - lost_since >= LOST_PATIENCE_SECONDS:
+                    raise ConnectionLost(
+                        f"The server has stopped answering while job {job_id[:8]} ran ({fault}) "
+                        "The job goes on there: its pictures will be on the Jobs page."
+                    ) from fault
+            now = self._clock()
+            if job.state is InferenceState.FAILED:
+                raise JobFailed(job.id, job.error)
+            yield WaitStatus(
+                job,
+                lost_seconds=0.0 if lost_since is None else max(1.0, now - lost_since),
+                cancelling=cancelled_at is not None and not job.is_final,
+            )
+            if job.is_final:
+                return
+            if cancelled_at is not None and now - cancelled_at >= CANCEL_PATIENCE_SECONDS:
+                raise ConnectionLost(
+                    f"Job {job_id[:8]} was told to stop but has not said that it did. Look at "
+                    "the Jobs page, and cancel it there if it still runs."
+                )
+            if self._pause(interval, should_cancel, cancelled_at is not None):
+                self.cancel_job(job_id)
+                cancelled_at = self._clock()
+            # Brisk for short jobs, gentle to the server in a long queue.
+            longest = 3.0 if job.queue_position else 1.0
+            interval = min(longest, interval * 1.3)
+
+    def _pause(self, seconds: float, should_cancel: Callable[[], bool], cancelled: bool) -> bool:
+        """Wait for the next poll; True as soon as the user wants to cancel."""
+        end = self._clock() + seconds
+        while True:
+            if not cancelled and should_cancel():
+                return True
+            left = end - self._clock()
+            if left <= 0:
+                return False
+            self.retries.sleep(min(CANCEL_CHECK_SECONDS, left))
+
+    def wait_for(
+        self,
+        job_id: str,
+        on_progress: Callable[[WaitStatus], None] = lambda status: None,
+        should_cancel: Callable[[], bool] = lambda: False,
+    ) -> InferenceJob:
+        """The final job, succeeded or cancelled. Raises as `watch` does."""
+        for status in self.watch(job_id, should_cancel):
+            on_progress(status)
+        return status.job
+
+
+def _object(answer: Response) -> dict[str, Any]:
+    raw = http.decode(answer)
+    if not isinstance(raw, dict):
+        raise UnexpectedAnswer("The server answered something else than an object.")
+    return raw
+
+
+def _json(text: str | bytes) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as fault:
+        raise UnexpectedAnswer("A stored answer of the server is not JSON.") from fault

@@ -1,0 +1,123 @@
+"""Uploads against a pretended store that falters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_store import FakeStore
+
+from aws_extension import errors
+from aws_extension.uploader import UploadProgress, upload_checkpoint
+from middleware_api.contract import CheckpointState, CheckpointType
+
+KIND = CheckpointType.STABLE_DIFFUSION
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(i % 251 for i in range(1_000_003)))
+    return path
+
+
+def test_a_file_arrives_whole_and_its_progress_is_told(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes())
+    client, _ = fake_client(store)
+    told: list[UploadProgress] = []
+    checkpoint = upload_checkpoint(client, model, KIND, on_progress=told.append)
+    assert checkpoint.state is CheckpointState.ACTIVE
+    assert store.active
+    assert [p.phase for p in told][-2:] == ["finishing", "done"]
+    assert {"hashing", "sending"} <= {p.phase for p in told}
+    assert all(0 <= p.fraction <= 1 for p in told)
+
+
+def test_known_content_is_not_sent(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes(), active=True)
+    client, transport = fake_client(store)
+    upload_checkpoint(client, model, KIND)
+    assert [sent.method for sent in transport.sent] == ["POST"]
+
+
+def test_a_part_whose_connection_broke_is_sent_again(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes(), lose_every_first_try=True)
+    client, _ = fake_client(store)
+    told: list[UploadProgress] = []
+    upload_checkpoint(client, model, KIND, on_progress=told.append)
+    assert store.active
+    assert set(store.tries.values()) == {2}
+    assert max(p.done for p in told) == model.stat().st_size
+
+
+def test_expired_urls_are_renewed(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes(), expire_first_urls=True)
+    client, transport = fake_client(store)
+    upload_checkpoint(client, model, KIND)
+    assert store.active
+    assert any(sent.url.endswith("/checkpoint/c1/upload") for sent in transport.sent)
+
+
+def test_an_interrupted_upload_goes_on_without_hashing_again(fake_client, model, tmp_path):
+    store = FakeStore(300_000, model.read_bytes())
+    client, _ = fake_client(store)
+    with pytest.raises(errors.Cancelled):
+        upload_checkpoint(
+            client,
+            model,
+            KIND,
+            state_folder=tmp_path / "state",
+            should_cancel=lambda: bool(store.parts),
+        )
+    before = dict(store.tries)
+    assert before
+    assert not store.active
+    told: list[UploadProgress] = []
+    upload_checkpoint(client, model, KIND, state_folder=tmp_path / "state", on_progress=told.append)
+    assert store.active
+    assert "hashing" not in {p.phase for p in told}
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_it_goes_on_without_a_note_too(fake_client, model):
+    content = model.read_bytes()
+    store = FakeStore(300_000, content, parts={2: content[300_000:600_000]}, mention_arrived=False)
+    client, _ = fake_client(store)
+    upload_checkpoint(client, model, KIND)
+    assert store.active
+    assert store.tries[2] == 0
+
+
+def test_a_store_that_never_takes_a_part_says_so(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes())
+    store.expire_first_urls = True
+
+    def refuse(sent):
+        answer = store(sent)
+        store.issued = 0  # every set of URLs counts as the expired first
+        return answer
+
+    client, _ = fake_client(refuse)
+    with pytest.raises(errors.UploadFailed, match="could not be sent"):
+        upload_checkpoint(client, model, KIND)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [("empty.safetensors", b"", "is empty"), (".hidden", b"x", "cannot be its name")],
+)
+def test_what_cannot_be_sent_is_refused_before_any_request(
+    fake_client, tmp_path, name, content, says
+):
+    path = tmp_path / name
+    path.write_bytes(content)
+    client, transport = fake_client(lambda sent: AssertionError("nothing may be sent"))
+    with pytest.raises(errors.UploadFailed, match=says):
+        upload_checkpoint(client, path, KIND)
+    assert transport.sent == []
+
+
+def test_a_missing_file_is_named(fake_client, tmp_path):
+    client, _ = fake_client(lambda sent: AssertionError("nothing may be sent"))
+    with pytest.raises(errors.UploadFailed, match="Check the path"):
+        upload_checkpoint(client, tmp_path / "absent.safetensors", KIND)
