@@ -118,9 +118,7 @@ class Objects(Protocol):
     def arrived_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """In order of their numbers. Raises NotFound for an unknown upload."""
 
-    def complete_multipart(
-        self, key: str, upload_id: str, tags: Iterable[PartTag]
-    ) -> StoredObject:
+    def complete_multipart(self, key: str, upload_id: str, tags: Iterable[PartTag]) -> StoredObject:
         """Make the object of exactly these parts.
 
         Raises Conflict naming the first part that is absent, differs, or is too small.

@@ -12,7 +12,6 @@ from typing import ClassVar
 from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
-    ContainerCheckpoint,
     DeploymentState,
     EndpointState,
     InferenceState,
@@ -47,6 +46,17 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsedCheckpoint:
+    """A weights file that a job uses; `size` in bytes, `sha256` empty when not known."""
+
+    type: CheckpointType
+    name: str
+    key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class InferenceJob(Record):
     """One request for pictures; the request itself lies in the object store."""
 
@@ -55,7 +65,7 @@ class InferenceJob(Record):
     state: InferenceState
     task_type: TaskType
     endpoint_name: str
-    checkpoints: tuple[ContainerCheckpoint, ...]
+    checkpoints: tuple[UsedCheckpoint, ...]
     started_at: float | None = None
     completed_at: float | None = None
     image_names: tuple[str, ...] = ()

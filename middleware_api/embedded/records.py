@@ -9,9 +9,8 @@ import json
 import sqlite3
 from collections.abc import Collection
 from dataclasses import replace
-from functools import cache
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -19,9 +18,13 @@ from middleware_api.contract import CURSOR_HEADER
 from middleware_api.embedded.database import Database
 from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecord
 from middleware_api.ports import Page
-from middleware_api.records import Record
+from middleware_api.records import Checkpoint, Endpoint, InferenceJob, Record
 
 R = TypeVar("R", bound=Record)
+
+_ADAPTERS: dict[type[Record], TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (InferenceJob, Endpoint, Checkpoint)
+}
 
 
 class SqliteRecords:
@@ -46,7 +49,7 @@ class SqliteRecords:
                         record.created_at,
                         record.check_at,
                         record.version,
-                        _adapter(type(record)).dump_json(record).decode(),
+                        _dump(record),
                     ),
                 )
         except sqlite3.IntegrityError as error:
@@ -72,7 +75,7 @@ class SqliteRecords:
                     after.index_state,
                     after.check_at,
                     after.version,
-                    _adapter(type(after)).dump_json(after).decode(),
+                    _dump(after),
                     record.KIND,
                     record.id,
                     record.version,
@@ -159,13 +162,13 @@ class SqliteRecords:
         )
 
 
-@cache
-def _adapter(kind: type[R]) -> TypeAdapter[R]:
-    return TypeAdapter(kind)
+def _dump(record: Record) -> str:
+    return _ADAPTERS[type(record)].dump_json(record).decode()
 
 
 def _load(kind: type[R], body: str) -> R:
-    return _adapter(kind).validate_json(body)
+    record: R = _ADAPTERS[kind].validate_json(body)
+    return record
 
 
 def _make_cursor(record: Record) -> str:

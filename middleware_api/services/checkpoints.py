@@ -10,18 +10,16 @@ from middleware_api.contract import (
     CHECKPOINT_TRANSITIONS,
     MIB,
     PART_MIN_BYTES,
-    PARTS_MAX,
     UPLOAD_URL_SECONDS,
     CheckpointState,
     CheckpointType,
-    ContainerCheckpoint,
     FileUpload,
     PartTag,
     checkpoint_key,
 )
 from middleware_api.errors import Conflict, InvalidRequest, NotFound
 from middleware_api.ports import Objects, Page, Records, StoredPart
-from middleware_api.records import Checkpoint, CheckpointFile
+from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
 
 # An upload whose URLs have run out and that nobody asked about again is over.
 UPLOAD_DEADLINE_SECONDS = 2 * UPLOAD_URL_SECONDS
@@ -121,9 +119,7 @@ class CheckpointService:
             )
         return [self._missing_parts(file) for file in checkpoint.files]
 
-    def complete(
-        self, checkpoint: Checkpoint, tags: dict[str, list[PartTag]]
-    ) -> Checkpoint:
+    def complete(self, checkpoint: Checkpoint, tags: dict[str, list[PartTag]]) -> Checkpoint:
         """Make the uploaded parts a checkpoint that requests can name (`Initial` → `Active`)."""
         if checkpoint.state is CheckpointState.ACTIVE:
             return checkpoint  # the caller did not hear our first answer
@@ -167,9 +163,7 @@ class CheckpointService:
             )
         self._require(checkpoint, state)
         error = "The upload was given up by its owner." if state is CheckpointState.FAILED else ""
-        changed = self._records.update(
-            replace(checkpoint, state=state, error=error, check_at=None)
-        )
+        changed = self._records.update(replace(checkpoint, state=state, error=error, check_at=None))
         if state is CheckpointState.FAILED:
             self._forget_parts(changed)
         if state is CheckpointState.ACTIVE:
@@ -178,7 +172,7 @@ class CheckpointService:
             self._hide(changed)
         return changed
 
-    def resolve(self, kind: CheckpointType, name: str) -> ContainerCheckpoint:
+    def resolve(self, kind: CheckpointType, name: str) -> UsedCheckpoint:
         """The Active checkpoint of that name; the newest when there are several.
 
         Raises NotFound, which names it.
@@ -188,8 +182,8 @@ class CheckpointService:
             checkpoint = self._records.get(Checkpoint, checkpoint_id)
             if checkpoint.state is CheckpointState.ACTIVE:
                 file = next(f for f in checkpoint.files if f.name == name)
-                return ContainerCheckpoint(
-                    type=kind.value,
+                return UsedCheckpoint(
+                    type=kind,
                     name=name,
                     key=file.key,
                     size=file.size or 0,
@@ -221,7 +215,9 @@ class CheckpointService:
         )
         self._forget_parts(failed)
 
-    def _start_file(self, kind: CheckpointType, checkpoint_id: str, file: NewFile) -> CheckpointFile:
+    def _start_file(
+        self, kind: CheckpointType, checkpoint_id: str, file: NewFile
+    ) -> CheckpointFile:
         parts, part_size = cut_into_parts(file.size, file.parts)
         key = checkpoint_key(kind, checkpoint_id, file.name)
         return CheckpointFile(
@@ -239,9 +235,11 @@ class CheckpointService:
     ) -> Checkpoint | None:
         if len(files) != 1 or not files[0].sha256:
             return None
-        unfinished = self._records.lookup(_unfinished_key(owner, kind, files[0]))
-        for key in (_content_key(kind, files[0].name, files[0].sha256), unfinished):
-            checkpoint_id = self._records.lookup(key) if key != unfinished else unfinished
+        for key in (
+            _content_key(kind, files[0].name, files[0].sha256),
+            _unfinished_key(owner, kind, files[0]),
+        ):
+            checkpoint_id = self._records.lookup(key)
             if checkpoint_id is None:
                 continue
             known = self._records.get(Checkpoint, checkpoint_id)
@@ -250,9 +248,7 @@ class CheckpointService:
         return None
 
     def _missing_parts(self, file: CheckpointFile) -> Upload:
-        arrived = (
-            self._objects.arrived_parts(file.key, file.upload_id) if file.upload_id else []
-        )
+        arrived = self._objects.arrived_parts(file.key, file.upload_id) if file.upload_id else []
         there = {part.number for part in arrived}
         missing = [n for n in range(1, file.parts + 1) if n not in there] if file.upload_id else []
         return Upload(
@@ -368,8 +364,3 @@ def _content_key(kind: CheckpointType, name: str, sha256: str) -> str:
 
 def _unfinished_key(owner: str, kind: CheckpointType, file: NewFile) -> str:
     return f"checkpoint-upload/{owner}/{kind.value}/{file.sha256}/{file.size}/{file.name}"
-
-
-def parts_limit_ok(parts: int) -> bool:
-    """Whether S3 takes that many parts."""
-    return 1 <= parts <= PARTS_MAX

@@ -8,13 +8,12 @@ from dataclasses import replace
 from middleware_api.contract import (
     ENDPOINT_TRANSITIONS,
     PAGE_MAX,
-    ContainerCheckpoint,
     DeploymentState,
     EndpointState,
 )
 from middleware_api.errors import Conflict, NotFound
 from middleware_api.ports import EndpointChanged, Endpoints, Page, Records
-from middleware_api.records import Endpoint
+from middleware_api.records import Endpoint, UsedCheckpoint
 
 # SageMaker takes about ten minutes; thrice that is a fault.
 DEPLOY_DEADLINE_SECONDS = 30 * 60
@@ -110,7 +109,7 @@ class EndpointService:
                 "endpoint_not_found",
             )
 
-    def choose(self, name: str | None, checkpoints: Collection[ContainerCheckpoint]) -> Endpoint:
+    def choose(self, name: str | None, checkpoints: Collection[UsedCheckpoint]) -> Endpoint:
         """The named endpoint; without a name one that has the checkpoints loaded, else the least
         loaded.
 
@@ -122,16 +121,14 @@ class EndpointService:
             if endpoint.state is not EndpointState.IN_SERVICE:
                 raise Conflict(_not_in_service(endpoint), "endpoint_not_in_service")
             return endpoint
-        page = self._records.page(
-            Endpoint, states=[EndpointState.IN_SERVICE.value], limit=PAGE_MAX
-        )
+        page = self._records.page(Endpoint, states=[EndpointState.IN_SERVICE.value], limit=PAGE_MAX)
         if not page.items:
             raise Conflict(
                 "No endpoint is in service. Create one (POST /endpoints), or wait until one "
                 "that is starting is InService.",
                 "no_endpoint_in_service",
             )
-        needed = {checkpoint["key"] for checkpoint in checkpoints}
+        needed = {checkpoint.key for checkpoint in checkpoints}
 
         def preference(endpoint: Endpoint) -> tuple[bool, int]:
             status = self._endpoints.status(endpoint.name)

@@ -299,7 +299,7 @@ class InferenceService:
             return None
 
     def _new_job(self, owner: str, job_id: str, request: InferenceRequest) -> InferenceJob:
-        checkpoints: tuple[ContainerCheckpoint, ...] = tuple(
+        checkpoints = tuple(
             self._checkpoint_service.resolve(kind, name)
             for kind, names in request.models.items()
             for name in names
@@ -328,14 +328,21 @@ class InferenceService:
                 job_id=job.id,
                 task_type=job.task_type.value,
                 params_key=contract.params_key(job.task_type, job.id),
-                checkpoints=list(job.checkpoints),
+                checkpoints=[
+                    ContainerCheckpoint(
+                        type=used.type.value,
+                        name=used.name,
+                        key=used.key,
+                        size=used.size,
+                        sha256=used.sha256,
+                    )
+                    for used in job.checkpoints
+                ],
                 output_prefix=contract.output_prefix(job.id),
             ),
         )
 
-    def _finish(
-        self, job: InferenceJob, state: InferenceState, error: str = ""
-    ) -> InferenceJob:
+    def _finish(self, job: InferenceJob, state: InferenceState, error: str = "") -> InferenceJob:
         if state not in INFERENCE_TRANSITIONS[job.state]:
             raise Conflict(f"Job '{job.id}' is {job.state.value}, not to become {state.value}.")
         prefix = f"{contract.output_prefix(job.id)}result/"

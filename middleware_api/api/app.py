@@ -1,0 +1,93 @@
+"""The FastAPI application: routers, the edge before them, errors after them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from anyio import to_thread
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from middleware_api import __version__
+from middleware_api.api.checkpoints import checkpoint_router
+from middleware_api.api.edge import Edge, TokenCheck, envelope, error_response, request_id_of
+from middleware_api.api.endpoints import endpoint_router
+from middleware_api.api.inference import inference_router
+from middleware_api.api.objects import objects_router
+from middleware_api.api.wire import UNION_TAGS
+from middleware_api.bootstrap import Embedded
+from middleware_api.contract import TOKEN_HEADER
+from middleware_api.errors import InvalidRequest, ServiceError
+
+# `Edge` checks the token; these two only tell OpenAPI's readers how to send it.
+_CREDENTIALS = [
+    Depends(APIKeyHeader(name=TOKEN_HEADER, auto_error=False)),
+    Depends(HTTPBearer(auto_error=False)),
+]
+
+
+def create_app(middleware: Embedded, api_token: str) -> FastAPI:
+    """The application of one embedded middleware, which lives as long as it does."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        middleware.start()
+        yield
+        await to_thread.run_sync(middleware.stop)
+
+    app = FastAPI(
+        title="Stable Diffusion AWS extension",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    services = middleware.services
+    for router in (
+        inference_router(services.inference),
+        endpoint_router(services.endpoints),
+        checkpoint_router(services.checkpoints, middleware.objects),
+    ):
+        app.include_router(router, dependencies=_CREDENTIALS)
+    app.include_router(objects_router(middleware.objects))
+    app.add_exception_handler(ServiceError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(Edge, tokens=TokenCheck(api_token))
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    if isinstance(error, InvalidRequest):
+        detail = [{"loc": list(error.field), "msg": error.message, "type": error.code}]
+        return JSONResponse({"detail": detail}, error.status)
+    return error_response(error, request_id_of(request.scope))
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # Not pydantic's `input` and `ctx`: they would echo the caller's (huge, odd) values.
+    detail = [
+        {
+            "loc": [part for part in e["loc"] if part not in UNION_TAGS],
+            "msg": e["msg"],
+            "type": e["type"],
+        }
+        for e in error.errors()
+    ]
+    return JSONResponse({"detail": detail}, 422)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    message = f"{request.method} {request.url.path}: {status.phrase}. GET /docs lists the routes."
+    code = status.phrase.lower().replace(" ", "_")
+    response = envelope(status, message, code, request_id_of(request.scope))
+    response.headers.update(error.headers or {})
+    return response

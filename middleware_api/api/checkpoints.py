@@ -1,0 +1,146 @@
+"""Rows 20, 20b, 21 and 22: checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, Query, Response
+
+from middleware_api.api.body import StrictRoute
+from middleware_api.api.common import DEFAULT_LIMIT, Caller, Cursor, Limit, errors, set_cursor
+from middleware_api.api.wire import (
+    ArrivedPart,
+    CheckpointAnswer,
+    CheckpointBody,
+    CheckpointListAnswer,
+    CheckpointListItem,
+    CheckpointStateBody,
+    CheckpointSummary,
+    CheckpointUploadAnswer,
+    FileUploadAnswer,
+)
+from middleware_api.contract import CheckpointState, CheckpointType, PartTag
+from middleware_api.errors import InvalidRequest
+from middleware_api.ports import Objects
+from middleware_api.records import Checkpoint
+from middleware_api.services.checkpoints import CheckpointService, NewFile, Upload
+
+
+def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter:
+    """The routes over one service."""
+    router = APIRouter(route_class=StrictRoute, tags=["checkpoints"])
+
+    def location(checkpoint: Checkpoint) -> str:
+        folder = checkpoint.files[0].key.rpartition("/")[0]
+        return f"s3://{objects.bucket}/{folder}"
+
+    def summary(checkpoint: Checkpoint) -> CheckpointSummary:
+        return CheckpointSummary(
+            id=checkpoint.id,
+            type=checkpoint.type,
+            s3_location=location(checkpoint),
+            status=checkpoint.state,
+            params=checkpoint.params,
+            error=checkpoint.error,
+        )
+
+    def list_item(checkpoint: Checkpoint) -> CheckpointListItem:
+        return CheckpointListItem(
+            id=checkpoint.id,
+            s3Location=location(checkpoint),
+            type=checkpoint.type,
+            status=checkpoint.state,
+            name=[file.name for file in checkpoint.files],
+            created=checkpoint.created_at,
+            params=checkpoint.params,
+            size=sum(file.size or 0 for file in checkpoint.files),
+            sha256=[file.sha256 for file in checkpoint.files],
+            error=checkpoint.error,
+        )
+
+    @router.post("/checkpoint", responses=errors(409))
+    async def create_checkpoint(owner: Caller, body: CheckpointBody) -> CheckpointUploadAnswer:
+        """Begin an upload; a file whose sha256 is known already is not sent again."""
+        names = [file.filename for file in body.filenames]
+        if len(set(names)) < len(names):
+            raise InvalidRequest("the same file name twice", ("body", "filenames"))
+        files = [
+            NewFile(file.filename, file.parts_number, file.size, file.sha256)
+            for file in body.filenames
+        ]
+        checkpoint, uploads = service.create(owner, body.checkpoint_type, files, body.params)
+        return CheckpointUploadAnswer(
+            checkpoint=summary(checkpoint), s3PresignUrl=[_file_upload(u) for u in uploads]
+        )
+
+    @router.get("/checkpoint", responses=errors(404))
+    async def get_checkpoint(checkpoint_id: Annotated[str, Query(alias="id")]) -> CheckpointAnswer:
+        """One checkpoint."""
+        return CheckpointAnswer(checkpoint=summary(service.get(checkpoint_id)))
+
+    @router.get("/checkpoint/{checkpoint_id}/upload", responses=errors(404, 409))
+    async def get_checkpoint_upload(checkpoint_id: str) -> CheckpointUploadAnswer:
+        """Which parts have arrived, and fresh URLs for the others."""
+        checkpoint = service.get(checkpoint_id)
+        uploads = service.missing_parts(checkpoint)
+        return CheckpointUploadAnswer(
+            checkpoint=summary(checkpoint), s3PresignUrl=[_file_upload(u) for u in uploads]
+        )
+
+    @router.put("/checkpoint", responses=errors(404, 409))
+    async def update_checkpoint(body: Annotated[CheckpointStateBody, Body()]) -> CheckpointAnswer:
+        """Finish an upload (`Active` with its parts' tags), give it up, disable or enable."""
+        checkpoint = service.get(body.checkpoint_id)
+        if body.multi_parts_tags:
+            tags = _tags(body)
+            # Gigabytes are hashed and copied: not on the event loop.
+            after = await to_thread.run_sync(service.complete, checkpoint, tags)
+        else:
+            after = service.set_state(checkpoint, CheckpointState(body.status))
+        return CheckpointAnswer(checkpoint=summary(after))
+
+    @router.get("/checkpoints", responses=errors())
+    async def list_checkpoints(
+        response: Response,
+        status: Annotated[list[CheckpointState], Query()] = [],  # noqa: B006
+        types: Annotated[list[CheckpointType], Query()] = [],  # noqa: B006
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> CheckpointListAnswer:
+        """Newest first."""
+        page = service.page(status, types, limit, cursor)
+        set_cursor(response, page.next_cursor)
+        return CheckpointListAnswer(
+            checkpoints=[list_item(checkpoint) for checkpoint in page.items],
+            next_cursor=page.next_cursor,
+        )
+
+    return router
+
+
+def _file_upload(upload: Upload) -> FileUploadAnswer:
+    urls = upload.urls
+    return FileUploadAnswer(
+        filename=urls["filename"],
+        upload_id=urls["upload_id"],
+        bucket=urls["bucket"],
+        key=urls["key"],
+        part_size=urls["part_size"],
+        parts=[{"PartNumber": p["PartNumber"], "url": p["url"]} for p in urls["parts"]],
+        arrived=[
+            ArrivedPart(PartNumber=part.number, ETag=part.etag, size=part.size)
+            for part in upload.arrived
+        ],
+    )
+
+
+def _tags(body: CheckpointStateBody) -> dict[str, list[PartTag]]:
+    if body.status != CheckpointState.ACTIVE.value:
+        raise InvalidRequest(
+            "multi_parts_tags go only with status Active", ("body", "multi_parts_tags")
+        )
+    return {
+        name: [PartTag(PartNumber=part.PartNumber, ETag=part.ETag) for part in parts]
+        for name, parts in body.multi_parts_tags.items()
+    }

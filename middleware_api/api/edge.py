@@ -1,0 +1,165 @@
+"""What happens to every request before a route sees it, and to every error after.
+
+An ASGI middleware rather than dependencies: an unknown caller's body is never read, and the
+answer has a request id whatever went wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import logging
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from middleware_api.contract import BODY_MAX_BYTES, REQUEST_ID_HEADER, TOKEN_HEADER
+from middleware_api.embedded.objects import OBJECTS_PATH, caller_base_url
+from middleware_api.errors import ServiceError, TooLarge
+
+logger = logging.getLogger(__name__)
+
+_OPEN_PATHS = frozenset({"/openapi.json", "/docs"})
+_STAGE = "/prod"
+ADMIN = "admin"
+
+
+class TokenCheck:
+    """Compares tokens in constant time, and keeps only the hash."""
+
+    def __init__(self, token: str) -> None:
+        self._hash = hashlib.sha256(token.encode()).digest()
+
+    def principal(self, headers: Headers) -> str | None:
+        """Who calls, or None for a stranger."""
+        given = headers.get(TOKEN_HEADER)
+        if given is None:
+            scheme, _, credentials = headers.get("authorization", "").partition(" ")
+            given = credentials.strip() if scheme.lower() == "bearer" else ""
+        matches = hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._hash)
+        return ADMIN if matches else None
+
+
+class Edge:
+    """Request id, the `/prod` stage, credentials, the body's bound, and unforeseen faults."""
+
+    def __init__(self, app: ASGIApp, tokens: TokenCheck) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex[:12]
+        path: str = scope["path"]
+        if path == _STAGE or path.startswith(_STAGE + "/"):
+            path = path.removeprefix(_STAGE) or "/"
+        headers = Headers(scope=scope)
+        state = {"request_id": request_id}
+        scope = {**scope, "path": path, "state": {**scope.get("state", {}), **state}}
+        if host := headers.get("host"):
+            caller_base_url.set(f"{scope['scheme']}://{host}")
+
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        try:
+            if not path.startswith(OBJECTS_PATH) and path not in _OPEN_PATHS:
+                principal = self._tokens.principal(headers)
+                if principal is None:
+                    await _stranger(request_id)(scope, receive, send_with_id)
+                    return
+                scope["state"]["principal"] = principal
+                receive = _bounded(headers, receive)
+            await self._app(scope, receive, send_with_id)
+        except ServiceError as error:
+            await error_response(error, request_id)(scope, receive, send_with_id)
+        except Exception as error:
+            if started:
+                raise
+            await _fault_response(error, request_id)(scope, receive, send_with_id)
+
+
+def error_response(error: ServiceError, request_id: str) -> Response:
+    """The error envelope."""
+    return envelope(error.status, error.message, error.code, request_id)
+
+
+def envelope(status: int, message: str, code: str, request_id: str) -> Response:
+    """`{"statusCode", "error", "code", "request_id"}`."""
+    body = {"statusCode": status, "error": message, "code": code, "request_id": request_id}
+    return JSONResponse(body, status)
+
+
+def request_id_of(scope: MutableMapping[str, Any]) -> str:
+    """The id that `Edge` gave this request."""
+    request_id: str = scope["state"]["request_id"]
+    return request_id
+
+
+def _fault_response(error: Exception, request_id: str) -> Response:
+    logger.exception("request %s", request_id)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return envelope(
+            507,
+            "The server's disk is full. Free some space and try again.",
+            "disk_full",
+            request_id,
+        )
+    return envelope(
+        500,
+        f"A fault in the server. Its log has the details under request {request_id}; please "
+        "report it with them.",
+        "internal_error",
+        request_id,
+    )
+
+
+def _stranger(request_id: str) -> Response:
+    response = envelope(
+        401,
+        f"No valid API token. Send yours in the {TOKEN_HEADER} header, or as "
+        "'Authorization: Bearer <token>'.",
+        "unauthorized",
+        request_id,
+    )
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _bounded(headers: Headers, receive: Receive) -> Receive:
+    """A `receive` that stops at the body's bound, whatever Content-Length says."""
+    announced = headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > BODY_MAX_BYTES:
+        raise _too_large()
+    received = 0
+
+    async def bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > BODY_MAX_BYTES:
+            raise _too_large()
+        return message
+
+    return bounded
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(
+        f"The body has more than {BODY_MAX_BYTES // (1024 * 1024)} MiB. For a large inference "
+        'request send {"upload_params": true, "task_type", "models"} to POST /inference/v2, PUT '
+        "the body to the answer's api_params_s3_upload_url, then PUT /inference/v2/<id>/run."
+    )

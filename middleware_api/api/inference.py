@@ -1,0 +1,200 @@
+"""Rows 1-6b and 23: inference jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from middleware_api import contract
+from middleware_api.api.body import StrictRoute, parse_json
+from middleware_api.api.common import DEFAULT_LIMIT, Caller, Cursor, Limit, errors, set_cursor
+from middleware_api.api.wire import (
+    InferenceBody,
+    InferenceJobAnswer,
+    InferenceOrUpload,
+    MessageAnswer,
+    Models,
+    SubmittedAnswer,
+    UploadParamsBody,
+    complete_time_text,
+    time_text,
+)
+from middleware_api.contract import (
+    IDEMPOTENCY_HEADER,
+    CheckpointType,
+    InferenceState,
+    TaskType,
+)
+from middleware_api.errors import InvalidRequest, NotAvailable
+from middleware_api.records import InferenceJob
+from middleware_api.services.inference import InferenceRequest, InferenceService
+
+JobId = Annotated[str, Query(alias="jobID")]
+IdempotencyKey = Annotated[
+    str | None, Header(alias=IDEMPOTENCY_HEADER, min_length=1, max_length=200)
+]
+
+# What the containers can do today; the others are in the contract and come with their engine.
+_AVAILABLE = frozenset({TaskType.TXT2IMG, TaskType.IMG2IMG})
+
+
+def inference_router(service: InferenceService) -> APIRouter:
+    """The routes over one service."""
+    router = APIRouter(route_class=StrictRoute, tags=["inference"])
+
+    run_answers: dict[str, Any] = {
+        "responses": errors(404, 409, 501),
+        "response_model_exclude_none": True,
+    }
+
+    def show(job: InferenceJob) -> InferenceJobAnswer:
+        progress = service.progress(job)
+        completed = job.completed_at
+        return InferenceJobAnswer(
+            inference_info_name=contract.param_output_key(job.id),
+            startTime=time_text(job.created_at),
+            taskType=job.task_type,
+            completeTime=None if completed is None else complete_time_text(completed),
+            InferenceJobId=job.id,
+            status=job.state,
+            sagemakerRaw=job.compute_event,
+            image_names=list(job.image_names),
+            endpoint_name=job.endpoint_name,
+            progress=progress.fraction,
+            queue_position=progress.queue_position,
+            eta_seconds=progress.eta_seconds,
+            preview_url=progress.preview_url,
+            phase=progress.phase,
+            error=job.error,
+        )
+
+    @router.get("/inference/test-connection", responses=errors())
+    async def test_connection() -> MessageAnswer:
+        """Is the server there, and the token right?"""
+        return MessageAnswer(message="Success")
+
+    @router.get("/inference/list-inference-jobs", responses=errors())
+    async def list_inference_jobs(
+        response: Response,
+        status: Annotated[list[InferenceState], Query()] = [],  # noqa: B006
+        task_type: Annotated[list[TaskType], Query()] = [],  # noqa: B006
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> list[InferenceJobAnswer]:
+        """Newest first."""
+        page = service.page(status, task_type, limit, cursor)
+        set_cursor(response, page.next_cursor)
+        return [show(job) for job in page.items]
+
+    @router.get("/inference/get-inference-job", responses=errors(404))
+    async def get_inference_job(job_id: JobId) -> InferenceJobAnswer:
+        """One job, with its progress."""
+        return show(service.get(job_id))
+
+    @router.get("/inference/get-inference-job-image-output", responses=errors(404, 409))
+    async def get_inference_job_image_output(job_id: JobId) -> list[str]:
+        """Presigned URLs of the pictures."""
+        return service.image_urls(service.get(job_id))
+
+    @router.get("/inference/get-inference-job-param-output", responses=errors(404, 409))
+    async def get_inference_job_param_output(job_id: JobId) -> list[str]:
+        """A presigned URL of the parameters and info."""
+        return service.param_urls(service.get(job_id))
+
+    @router.post(
+        "/inference/v2",
+        responses=errors(404, 409, 413, 501),
+        response_model_exclude_none=True,
+    )
+    async def submit_inference(
+        owner: Caller,
+        body: Annotated[InferenceOrUpload, Body()],
+        idempotency_key: IdempotencyKey = None,
+    ) -> SubmittedAnswer:
+        """Submit a job, or prepare one whose body follows (`upload_params`)."""
+        request = _request(body)
+        if isinstance(body, UploadParamsBody):
+            job, url = service.prepare(owner, request, idempotency_key)
+            return _submitted(job, url)
+        return _submitted(service.submit(owner, request, idempotency_key))
+
+    @router.post("/inference/v2/{job_id}/run", operation_id="run_inference_post", **run_answers)
+    @router.put("/inference/v2/{job_id}/run", operation_id="run_inference_put", **run_answers)
+    async def run_inference(job_id: str, request: Request) -> SubmittedAnswer:
+        """Run a prepared job; with `train_type` in the body, create a train job."""
+        body = await request.body()
+        if body and "train_type" in _object(parse_json(body)):
+            raise NotAvailable("Training is not available in this version of the middleware.")
+        job = service.get(job_id)
+        if job.state is not InferenceState.CREATED:
+            return _submitted(service.run(job, {}))
+        # Up to hundreds of MB of pictures: not on the event loop.
+        params = await to_thread.run_sync(lambda: _uploaded_body(service.uploaded_params(job), job))
+        return _submitted(service.run(job, params))
+
+    @router.post("/inference/v2/{job_id}/cancel", responses=errors(404))
+    async def cancel_inference(job_id: str) -> InferenceJobAnswer:
+        """Stop a job; pictures that it has made are kept."""
+        return show(service.cancel(service.get(job_id)))
+
+    return router
+
+
+def _request(body: InferenceBody | UploadParamsBody) -> InferenceRequest:
+    if body.task_type not in _AVAILABLE:
+        raise NotAvailable(
+            f"Task type {body.task_type.value} is not available in this version. Available: "
+            f"{', '.join(sorted(t.value for t in _AVAILABLE))}."
+        )
+    _check_models(body.models)
+    return InferenceRequest(
+        task_type=body.task_type,
+        models=body.models,
+        endpoint_name=body.sagemaker_endpoint_name or body.sagemaker_endpoint,
+        body=body.model_dump(mode="json", exclude_unset=True),
+    )
+
+
+def _check_models(models: Models) -> None:
+    count = len(models.get(CheckpointType.STABLE_DIFFUSION, []))
+    if count != 1:
+        raise InvalidRequest(
+            f"models must name exactly one Stable-diffusion checkpoint, not {count}",
+            ("body", "models", CheckpointType.STABLE_DIFFUSION.value),
+        )
+
+
+def _uploaded_body(content: bytes, job: InferenceJob) -> dict[str, object]:
+    """The uploaded body, checked like one that came by POST; the prepared job's own task type
+    and models stand."""
+    own = {"task_type": job.task_type.value}
+    models: dict[str, list[str]] = {}
+    for checkpoint in job.checkpoints:
+        models.setdefault(checkpoint.type.value, []).append(checkpoint.name)
+    document = {**_object(parse_json(content)), **own, "models": models}
+    document.pop("upload_params", None)
+    try:
+        return InferenceBody.model_validate(document).model_dump(mode="json", exclude_unset=True)
+    except ValidationError as error:
+        details = [{**e, "loc": ("api_param.json", *e["loc"])} for e in error.errors()]
+        raise RequestValidationError(details) from error
+
+
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object", ("body",))
+    return value
+
+
+def _submitted(job: InferenceJob, upload_url: str | None = None) -> SubmittedAnswer:
+    return SubmittedAnswer(
+        inference_id=job.id,
+        status=job.state,
+        endpoint_name=job.endpoint_name,
+        output_path=f"{contract.output_prefix(job.id)}result/",
+        api_params_s3_upload_url=upload_url,
+    )

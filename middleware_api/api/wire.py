@@ -1,0 +1,325 @@
+"""Bodies on the wire: what is accepted, and how records are shown.
+
+The contract's odd names (`InferenceJobId`, `taskType`, `s3PresignUrl`) live here and in
+`contract` alone.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
+
+from middleware_api.contract import (
+    BATCH_SIZE_MAX,
+    CFG_SCALE_MAX,
+    INSTANCE_COUNT_MAX,
+    N_ITER_MAX,
+    PARTS_MAX,
+    PROMPT_MAX_BYTES,
+    SIZE_MAX,
+    SIZE_MIN,
+    STEPS_MAX,
+    CheckpointState,
+    CheckpointType,
+    DeploymentState,
+    EndpointState,
+    InferenceState,
+    TaskType,
+    is_valid_name,
+)
+
+NAME_RULE = (
+    "a name may have letters, digits, space and ._-()+[], no leading dot, no space at either "
+    "end, at most 255 bytes"
+)
+
+
+def _name(value: str) -> str:
+    if not is_valid_name(value):
+        raise ValueError(NAME_RULE)
+    return value
+
+
+def _first_alternative(value: object) -> object:
+    """The source's examples send `"a | b | c"` as it stands: it means the first."""
+    return value.split("|")[0].strip() if isinstance(value, str) else value
+
+
+def _prompt(value: str) -> str:
+    if len(value.encode(errors="surrogatepass")) > PROMPT_MAX_BYTES:
+        raise ValueError(f"a prompt may have at most {PROMPT_MAX_BYTES // 1024} KiB")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Prompt = Annotated[str, AfterValidator(_prompt)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Models = dict[CheckpointType, list[Name]]
+
+
+class InferenceBody(BaseModel):
+    """Row 6: the WebUI API's fields. Only those with bounds are named; the rest is the engine's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task_type: TaskType
+    models: Models = Field(
+        examples=[{"Stable-diffusion": ["v1-5-pruned-emaonly.safetensors"]}],
+        description="Names of Active checkpoints by type; exactly one Stable-diffusion.",
+    )
+    sagemaker_endpoint_name: Name | None = None
+    sagemaker_endpoint: Name | None = Field(None, description="Alias of sagemaker_endpoint_name")
+    prompt: Prompt | list[Prompt] = ""
+    negative_prompt: Prompt | list[Prompt] | None = ""
+    width: int | None = Field(None, ge=SIZE_MIN, le=SIZE_MAX)
+    height: int | None = Field(None, ge=SIZE_MIN, le=SIZE_MAX)
+    steps: int | None = Field(None, ge=1, le=STEPS_MAX)
+    batch_size: int | None = Field(None, ge=1, le=BATCH_SIZE_MAX)
+    n_iter: int | None = Field(None, ge=1, le=N_ITER_MAX)
+    cfg_scale: float | None = Field(None, ge=0, le=CFG_SCALE_MAX)
+    denoising_strength: float | None = Field(None, ge=0, le=1)
+    upload_params: Literal[False] | None = None
+
+
+class UploadParamsBody(BaseModel):
+    """Row 6b: a job whose body is too large for the gateway and follows by PUT."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    upload_params: Literal[True]
+    task_type: TaskType
+    models: Models
+    sagemaker_endpoint_name: Name | None = None
+    sagemaker_endpoint: Name | None = None
+
+
+class EndpointBody(BaseModel):
+    """Row 7."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instance_type: Annotated[
+        str,
+        BeforeValidator(_first_alternative),
+        Field(pattern=r"^(local|ml\.[a-z0-9]+\.[a-z0-9]+)$", max_length=64),
+    ]
+    initial_instance_count: Annotated[
+        int, BeforeValidator(_first_alternative), Field(ge=1, le=INSTANCE_COUNT_MAX)
+    ] = 1
+    endpoint_name: Name | None = None
+    autoscaling_enabled: bool = False
+    min_instance_count: int = Field(0, ge=0, le=INSTANCE_COUNT_MAX)
+    max_instance_count: int | None = Field(None, ge=1, le=INSTANCE_COUNT_MAX)
+
+
+class DeleteEndpointsBody(BaseModel):
+    """Row 8."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    delete_endpoint_list: list[str] = Field(min_length=1, max_length=100)
+
+
+def _has(key: str, there: str, absent: str) -> Discriminator:
+    """Chooses between two bodies of one route by a key, so that errors speak of one of them."""
+
+    def choose(body: object) -> str:
+        given = body.get(key) if isinstance(body, dict) else getattr(body, key, None)
+        return there if given else absent
+
+    return Discriminator(choose)
+
+
+# Parts of an error's place that come from choosing a body, not from the body itself.
+UNION_TAGS = frozenset({"submit", "prepare", "deploy", "delete"})
+
+InferenceOrUpload = Annotated[
+    Annotated[InferenceBody, Tag("submit")] | Annotated[UploadParamsBody, Tag("prepare")],
+    _has("upload_params", "prepare", "submit"),
+]
+DeployOrDelete = Annotated[
+    Annotated[EndpointBody, Tag("deploy")] | Annotated[DeleteEndpointsBody, Tag("delete")],
+    _has("delete_endpoint_list", "delete", "deploy"),
+]
+
+
+class CheckpointFileBody(BaseModel):
+    """One file of row 20; `size` in bytes."""
+
+    filename: Name
+    parts_number: int = Field(1, ge=1, le=PARTS_MAX)
+    size: int | None = Field(None, ge=1, le=5 * 1024**4)
+    sha256: Sha256 | None = None
+
+
+class CheckpointBody(BaseModel):
+    """Row 20 (POST)."""
+
+    checkpoint_type: CheckpointType
+    filenames: list[CheckpointFileBody] = Field(min_length=1, max_length=100)
+    params: dict[str, Any] = {}
+
+
+class PartTagBody(BaseModel):
+    """What the store answered for a part."""
+
+    PartNumber: int = Field(ge=1, le=PARTS_MAX)
+    ETag: str = Field(min_length=1, max_length=200)
+
+
+class CheckpointStateBody(BaseModel):
+    """Row 21."""
+
+    checkpoint_id: str
+    status: Literal["Active", "Disabled", "Fail"]
+    multi_parts_tags: dict[str, Annotated[list[PartTagBody], Field(max_length=PARTS_MAX)]] = {}
+
+
+class MessageAnswer(BaseModel):
+    """Row 1."""
+
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """Every error but 422."""
+
+    statusCode: int
+    error: str
+    code: str
+    request_id: str
+
+
+class InferenceJobAnswer(BaseModel):
+    """Rows 2 and 3."""
+
+    inference_info_name: str
+    startTime: str
+    taskType: TaskType
+    completeTime: str | None
+    InferenceJobId: str
+    status: InferenceState
+    sagemakerRaw: str
+    image_names: list[str]
+    endpoint_name: str
+    progress: float
+    queue_position: int | None
+    eta_seconds: float | None
+    preview_url: str | None
+    phase: str
+    error: str
+
+
+class SubmittedAnswer(BaseModel):
+    """Rows 6, 6b and 23; the URL in row 6b alone."""
+
+    inference_id: str
+    status: InferenceState
+    endpoint_name: str
+    output_path: str
+    api_params_s3_upload_url: str | None = None
+
+
+class EndpointAnswer(BaseModel):
+    """Rows 7, 9 and 10."""
+
+    EndpointDeploymentJobId: str
+    startTime: str
+    endTime: str | None
+    endpoint_name: str
+    endpoint_status: EndpointState
+    status: DeploymentState
+    error: str
+    instance_type: str
+    initial_instance_count: int
+    current_instance_count: int
+    autoscaling_enabled: bool
+    min_instance_count: int
+    max_instance_count: int
+
+
+class CheckpointSummary(BaseModel):
+    """A checkpoint in the answers of rows 20 and 21."""
+
+    id: str
+    type: CheckpointType
+    s3_location: str
+    status: CheckpointState
+    params: dict[str, Any]
+    error: str
+
+
+class ArrivedPart(BaseModel):
+    """A part that need not be sent again."""
+
+    PartNumber: int
+    ETag: str
+    size: int
+
+
+class FileUploadAnswer(BaseModel):
+    """An entry of `s3PresignUrl`: URLs for the parts that are missing, and those that are not."""
+
+    filename: str
+    upload_id: str
+    bucket: str
+    key: str
+    part_size: int
+    parts: list[dict[str, int | str]]
+    arrived: list[ArrivedPart]
+
+
+class CheckpointAnswer(BaseModel):
+    """Row 20 (GET) and row 21."""
+
+    statusCode: int = 200
+    checkpoint: CheckpointSummary
+
+
+class CheckpointUploadAnswer(CheckpointAnswer):
+    """Row 20 (POST) and row 20b."""
+
+    s3PresignUrl: list[FileUploadAnswer]
+
+
+class CheckpointListItem(BaseModel):
+    """An entry of row 22."""
+
+    id: str
+    s3Location: str
+    type: CheckpointType
+    status: CheckpointState
+    name: list[str]
+    created: float
+    params: dict[str, Any]
+    size: int
+    sha256: list[str | None]
+    error: str
+
+
+class CheckpointListAnswer(BaseModel):
+    """Row 22."""
+
+    statusCode: int = 200
+    checkpoints: list[CheckpointListItem]
+    next_cursor: str | None
+
+
+def time_text(seconds: float) -> str:
+    """`YYYY-MM-DD HH:MM:SS.ffffff` UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def complete_time_text(seconds: float) -> str:
+    """`YYYY-MM-DD-HH-MM-SS` UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d-%H-%M-%S")

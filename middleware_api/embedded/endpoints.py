@@ -1,0 +1,302 @@
+"""Endpoints as worker processes of this machine, fed from the durable queue."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from middleware_api.contract import EndpointState, Invocation
+from middleware_api.embedded.queue import JobQueue, QueuedJob
+from middleware_api.embedded.worker import (
+    Worker,
+    WorkerDied,
+    WorkerRefused,
+    WorkerSettings,
+    WorkerStopping,
+)
+from middleware_api.ports import (
+    EndpointChanged,
+    EndpointStatus,
+    EventSink,
+    InvocationFinished,
+)
+from middleware_api.records import Endpoint
+
+logger = logging.getLogger(__name__)
+
+# A job that has cost two workers their lives is taken for the cause.
+DEATHS_ALLOWED = 1
+STARTS_ALLOWED = 3
+
+
+@dataclass
+class _Running:
+    """The moving parts of one endpoint. `settled` is the last state that was told."""
+
+    endpoint: Endpoint
+    slots: list[_Slot] = field(default_factory=list)
+    settled: EndpointState = EndpointState.CREATING
+
+
+class ProcessEndpoints:
+    """`ports.Endpoints` with one worker process an instance."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        settings_for: Callable[[int], WorkerSettings],
+    ) -> None:
+        """`settings_for` gets the number of workers of the endpoint."""
+        self._queue = queue
+        self._settings_for = settings_for
+        self._running: dict[str, _Running] = {}
+        self._lock = threading.Lock()
+        self._sink: EventSink
+
+    def tell(self, sink: EventSink) -> None:
+        """Who hears the events; called once, before anything else."""
+        self._sink = sink
+
+    def create(self, endpoint: Endpoint) -> None:
+        """See `ports.Endpoints`. Also takes an endpoint up again after a restart."""
+        running = _Running(endpoint, settled=endpoint.state)
+        with self._lock:
+            self._running[endpoint.name] = running
+        settings = self._settings_for(endpoint.initial_instance_count)
+        for number in range(endpoint.initial_instance_count):
+            slot = _Slot(f"{endpoint.name}/{number}", self, running, self._queue, settings)
+            running.slots.append(slot)
+        for slot in running.slots:
+            slot.start()
+
+    def delete(self, endpoint: Endpoint) -> None:
+        """See `ports.Endpoints`. Returns at once; stopping goes on in a thread."""
+        thread = threading.Thread(
+            target=self._delete, args=(endpoint,), name=f"delete {endpoint.name}"
+        )
+        thread.start()
+
+    def status(self, name: str) -> EndpointStatus:
+        """See `ports.Endpoints`."""
+        with self._lock:
+            running = self._running.get(name)
+        if running is None:
+            return EndpointStatus(EndpointState.DELETED, 0, 0, frozenset())
+        return EndpointStatus(
+            state=running.settled,
+            instance_count=sum(slot.ready for slot in running.slots),
+            load=self._queue.load(name),
+            loaded=frozenset().union(*(slot.loaded for slot in running.slots)),
+        )
+
+    def invoke(self, endpoint_name: str, invocation: Invocation) -> None:
+        """See `ports.Endpoints`."""
+        self._queue.put(endpoint_name, invocation)
+        with self._lock:
+            running = self._running.get(endpoint_name)
+        if running is None:
+            self._fail(invocation["job_id"], endpoint_name, _deleted(endpoint_name))
+            return
+        for slot in running.slots:
+            slot.wake()
+
+    def queue_position(self, job_id: str) -> int | None:
+        """See `ports.Endpoints`."""
+        return self._queue.position(job_id)
+
+    def withdraw(self, job_id: str) -> bool:
+        """See `ports.Endpoints`."""
+        return self._queue.withdraw(job_id)
+
+    def stop(self) -> None:
+        """Stop all workers; their jobs stay queued for the next start."""
+        with self._lock:
+            slots = [slot for running in self._running.values() for slot in running.slots]
+            self._running.clear()
+        for slot in slots:
+            slot.ask_to_stop()
+        for slot in slots:
+            slot.join()
+
+    def became_ready(self, running: _Running) -> None:
+        """A slot's first worker is up."""
+        self._settle(running, EndpointState.IN_SERVICE, "")
+
+    def cannot_start(self, running: _Running, reason: str) -> None:
+        """A slot has tried often enough; the endpoint fails when no other slot works."""
+        if not any(slot.ready for slot in running.slots):
+            self._settle(running, EndpointState.FAILED, reason)
+
+    def run(self, job: QueuedJob, worker: Worker, endpoint: str) -> None:
+        """Run one leased job on a worker and record its end, whatever it is.
+
+        Raises WorkerDied when the worker is gone; the job has been dealt with then too.
+        """
+        if not self._sink.invocation_starting(job.job_id):
+            self._queue.remove(job.job_id)
+            return
+        try:
+            result = worker.invoke(job.invocation)
+        except WorkerStopping:
+            self._queue.give_back(job.job_id, died=False)
+            return
+        except WorkerRefused as error:
+            self._fail(job.job_id, endpoint, str(error))
+            return
+        except WorkerDied as error:
+            if job.deaths < DEATHS_ALLOWED:
+                logger.warning("job %s: worker %s; trying once more", job.job_id, error)
+                self._queue.give_back(job.job_id, died=True)
+            else:
+                self._fail(
+                    job.job_id,
+                    endpoint,
+                    f"The worker process died twice over this job ({error}). It may need more "
+                    "memory than there is: try a smaller picture or batch.",
+                )
+            raise
+        self._sink.invocation_finished(InvocationFinished(job.job_id, endpoint, result=result))
+        self._queue.remove(job.job_id)
+
+    def give_up(self, job: QueuedJob, endpoint: str, fault: Exception) -> None:
+        """End a job over which this server itself stumbled."""
+        kind = type(fault).__name__
+        self._fail(job.job_id, endpoint, f"A fault in the server ({kind}: {fault}); see its log.")
+
+    def _delete(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            running = self._running.pop(endpoint.name, None)
+        slots = running.slots if running else []
+        for slot in slots:
+            slot.ask_to_stop()
+        for slot in slots:
+            slot.join()
+        for job_id in self._queue.waiting(endpoint.name):
+            self._fail(job_id, endpoint.name, _deleted(endpoint.name))
+        self._sink.endpoint_changed(EndpointChanged(endpoint.id, EndpointState.DELETED))
+
+    def _fail(self, job_id: str, endpoint: str, reason: str) -> None:
+        self._sink.invocation_finished(InvocationFinished(job_id, endpoint, failure=reason))
+        self._queue.remove(job_id)
+
+    def _settle(self, running: _Running, state: EndpointState, error: str) -> None:
+        with self._lock:
+            if running.settled is state:
+                return
+            running.settled = state
+        self._sink.endpoint_changed(EndpointChanged(running.endpoint.id, state, error))
+
+
+def _deleted(endpoint: str) -> str:
+    return f"Endpoint '{endpoint}' was deleted before the job was done. Submit it to another one."
+
+
+class _Slot:
+    """One instance: a thread that keeps a worker alive and feeds it."""
+
+    def __init__(
+        self,
+        name: str,
+        endpoints: ProcessEndpoints,
+        running: _Running,
+        queue: JobQueue,
+        settings: WorkerSettings,
+    ) -> None:
+        self.ready = False
+        self.loaded: frozenset[str] = frozenset()
+        self._name = name
+        self._endpoints = endpoints
+        self._running = running
+        self._queue = queue
+        self._settings = settings
+        self._worker: Worker | None = None
+        self._condition = threading.Condition()
+        self._stopping = False
+        self._woken = False
+        self._thread = threading.Thread(target=self._live, name=f"slot {name}")
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be a job."""
+        with self._condition:
+            self._woken = True
+            self._condition.notify()
+
+    def ask_to_stop(self) -> None:
+        """Stop soon; a running job is handed back at its next step."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+            if self._worker is not None and self._worker.is_alive():
+                self._worker.process.terminate()
+
+    def join(self) -> None:
+        """Wait until the worker is gone."""
+        self._thread.join()
+
+    def _live(self) -> None:
+        failed_starts = 0
+        while not self._stopping and failed_starts < STARTS_ALLOWED:
+            try:
+                worker = self._start_worker()
+                if worker is None:
+                    return
+                failed_starts = 0
+                self._serve(worker)
+            except WorkerDied as error:
+                if not self.ready:
+                    failed_starts += 1
+                    reason = str(error)
+                logger.warning("worker %s: %s", self._name, error)
+            finally:
+                self._put_worker_away()
+        if not self._stopping:
+            self._endpoints.cannot_start(self._running, reason)
+
+    def _start_worker(self) -> Worker | None:
+        with self._condition:
+            if self._stopping:
+                return None
+            self._worker = Worker(self._settings, self._name)
+        self._worker.wait_until_ready()
+        self.ready = True
+        self._endpoints.became_ready(self._running)
+        return self._worker
+
+    def _serve(self, worker: Worker) -> None:
+        while not self._stopping:
+            job = self._queue.lease(self._running.endpoint.name)
+            if job is not None:
+                self._run(job, worker)
+                continue
+            with self._condition:
+                if not self._woken and not self._stopping:
+                    # The time bounds how long a worker that died idle goes unnoticed.
+                    self._condition.wait(timeout=1.0)
+                self._woken = False
+            if not self._stopping and not worker.is_alive():
+                raise WorkerDied("it died while it was idle")
+
+    def _run(self, job: QueuedJob, worker: Worker) -> None:
+        endpoint = self._running.endpoint.name
+        try:
+            self._endpoints.run(job, worker, endpoint)
+        except WorkerDied:
+            raise
+        except Exception as fault:
+            logger.exception("job %s", job.job_id)
+            self._endpoints.give_up(job, endpoint, fault)
+        self.loaded = frozenset(c["key"] for c in job.invocation["checkpoints"])
+
+    def _put_worker_away(self) -> None:
+        with self._condition:
+            worker, self._worker = self._worker, None
+        self.ready = False
+        self.loaded = frozenset()
+        if worker is not None:
+            worker.stop()
