@@ -1,0 +1,110 @@
+"""Page: the weights files in the cloud, and sending more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from aws_extension.access import CloudAccess
+from aws_extension.answers import Checkpoint
+from aws_extension.errors import Cancelled
+from aws_extension.pages import html
+from aws_extension.pages.common import shown_to_user
+from aws_extension.pages.uploads import Uploads
+from middleware_api.contract import CheckpointState, CheckpointType
+
+WATCH_SECONDS = 0.3
+_STATES: dict[CheckpointState, tuple[html.Kind, str]] = {
+    CheckpointState.ACTIVE: ("good", "Ready"),
+    CheckpointState.INITIAL: ("idle", "Not complete"),
+    CheckpointState.DISABLED: ("idle", "Disabled"),
+    CheckpointState.FAILED: ("bad", "Failed"),
+}
+
+
+def show(checkpoints: list[Checkpoint]) -> str:
+    """The list as a table."""
+    if not checkpoints:
+        return html.notice("idle", "No checkpoint yet. Upload one below.")
+    rows = []
+    for checkpoint in checkpoints:
+        state = html.badge(*_STATES[checkpoint.state])
+        if checkpoint.error:
+            state += f"<div class='sdaws-why'>{html.escape(checkpoint.error)}</div>"
+        rows.append(
+            [
+                f"<b>{html.escape(', '.join(checkpoint.names) or checkpoint.id)}</b>",
+                html.escape(checkpoint.type),
+                state,
+                html.size(checkpoint.size),
+                html.when(checkpoint.created_at),
+            ]
+        )
+    return html.table(["File", "Type", "State", "Size", "Uploaded"], rows)
+
+
+def build(access: CloudAccess, tab: Any) -> None:
+    """Lay the page out; it reads the list when `tab` is opened."""
+    uploads = Uploads(access)
+    with gr.Row():
+        gr.Markdown("Weights files that the cloud can use. A file is sent once.")
+        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"])
+    listing = gr.HTML(elem_id="sdaws_checkpoints")
+    task_id = gr.State("")
+    with gr.Accordion("Upload a file", open=True):
+        with gr.Row():
+            path = gr.Textbox(
+                label="File on this machine",
+                placeholder="/path/to/model.safetensors",
+                scale=3,
+                elem_id="sdaws_upload_path",
+            )
+            kind = gr.Dropdown(
+                [member.value for member in CheckpointType],
+                value=CheckpointType.STABLE_DIFFUSION.value,
+                label="Type",
+            )
+        with gr.Row():
+            send = gr.Button("Upload", variant="primary", elem_id="sdaws_upload")
+            stop = gr.Button("Stop the upload")
+        progress = gr.HTML(elem_id="sdaws_upload_progress")
+
+    def read() -> str:
+        with shown_to_user():
+            return show(access.client().list_checkpoints())
+
+    def upload(file: str, type_name: str) -> Iterator[tuple[str, str]]:
+        if not file.strip():
+            raise gr.Error("Enter the path of the file to upload first.")
+        with shown_to_user():
+            running = uploads.start(Path(file.strip()).expanduser(), CheckpointType(type_name))
+            yield running, html.bar(0, "Starting…")
+            yield from watch(running)
+
+    def watch(running: str) -> Iterator[tuple[str, str]]:
+        task = uploads.get(running)
+        assert task is not None  # started just above
+        while not task.finished.wait(WATCH_SECONDS):
+            if task.progress:
+                yield running, html.bar(task.progress.fraction, task.progress.describe())
+        uploads.forget(running)
+        if isinstance(task.error, Cancelled):
+            yield "", html.notice("idle", str(task.error))
+        elif task.error is not None:
+            yield "", html.notice("bad", str(task.error))
+        else:
+            yield "", html.bar(1, "Uploaded: it can be chosen now.", "good")
+
+    def stop_upload(running: str) -> None:
+        if task := uploads.get(running):
+            task.stop.set()
+
+    tab.select(read, None, listing)
+    refresh.click(read, None, listing, show_progress="hidden")
+    send.click(upload, [path, kind], [task_id, progress], show_progress="hidden").then(
+        read, None, listing
+    )
+    stop.click(stop_upload, task_id, None, queue=False)

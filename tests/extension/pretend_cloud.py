@@ -1,0 +1,237 @@
+"""A pretended cloud: the rows that the extension calls, answered from memory with drawn pictures.
+
+One handler for both test doubles: in process behind `FakeTransport`, and on a real port.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from aws_extension.fake_transport import FakeAnswer, Sent
+
+TOKEN = "token-of-the-tests-0123456789"
+CHECKPOINT = "demo.safetensors"
+SHA256 = "ab" * 32
+
+
+@dataclass
+class PretendJob:
+    """One job; it is seen `polls_left` times more before it is finished."""
+
+    id: str
+    body: dict[str, Any]
+    polls_left: int
+    state: str = "inprogress"
+    error: str = ""
+
+    @property
+    def count(self) -> int:
+        return int(self.body.get("n_iter", 1)) * int(self.body.get("batch_size", 1))
+
+    def infotext(self, index: int) -> str:
+        seed = int(self.body.get("seed", 1)) + index
+        body = self.body
+        negative = body.get("negative_prompt") or ""
+        return (
+            f"{body.get('prompt', '')}\n"
+            + (f"Negative prompt: {negative}\n" if negative else "")
+            + f"Steps: {body.get('steps', 20)}, Sampler: {body.get('sampler_name')}, "
+            f"CFG scale: {body.get('cfg_scale')}, Seed: {seed}, "
+            f"Size: {body['width']}x{body['height']}, Model hash: {SHA256[:10]}, Model: demo"
+        )
+
+    def picture(self, index: int) -> bytes:
+        seed = int(self.body.get("seed", 1)) + index
+        size = (int(self.body.get("width", 64)), int(self.body.get("height", 64)))
+        image = Image.new("RGB", size, (seed * 37 % 256, seed * 91 % 256, 160))
+        draw = ImageDraw.Draw(image)
+        third = (size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4)
+        draw.ellipse(third, fill=(240, seed * 53 % 256, 60))
+        text = PngImagePlugin.PngInfo()
+        text.add_text("parameters", self.infotext(index))
+        target = io.BytesIO()
+        image.save(target, "PNG", pnginfo=text)
+        return target.getvalue()
+
+
+@dataclass
+class PretendCloud:
+    """Answers requests; what it was asked stays in `jobs`."""
+
+    base: str = "http://cloud.test"
+    polls: int = 1
+    fail_with: str = ""
+    jobs: list[PretendJob] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    endpoints: list[str] = field(default_factory=lambda: ["pretend-1"])
+    warnings: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, sent: Sent) -> FakeAnswer:
+        with self.lock:
+            return self._answer(sent)
+
+    def _answer(self, sent: Sent) -> FakeAnswer:
+        address = urlsplit(sent.url)
+        path, query = address.path, parse_qs(address.query)
+        if path.startswith("/store/"):
+            return self._stored(path.split("/")[2:])
+        if {k.lower(): v for k, v in sent.headers.items()}.get("x-api-key") != TOKEN:
+            return _refuse(401, "The token is missing or wrong.")
+        if path == "/inference/test-connection":
+            return FakeAnswer(body={"message": "Success"})
+        if path == "/endpoints":
+            return self._endpoints(sent)
+        if path == "/checkpoints":
+            one = {
+                "id": "c1", "type": "Stable-diffusion", "status": "Active", "name": [CHECKPOINT],
+                "created": 1700000000, "size": 21_000_000, "sha256": SHA256,
+            }  # fmt: skip
+            return FakeAnswer(body={"statusCode": 200, "checkpoints": [one]})
+        if path == "/inference/v2":
+            return self._submit(sent.json)
+        if path == "/inference/list-inference-jobs":
+            return FakeAnswer(body=[self._show(job) for job in reversed(self.jobs)])
+        if path.endswith("/cancel"):
+            job = self._job(path.split("/")[-2])
+            job.state = "cancelled"
+            self.cancelled.append(job.id)
+            return FakeAnswer(body=self._show(job))
+        job = self._job(query["jobID"][0])
+        if path == "/inference/get-inference-job":
+            self._advance(job)
+            return FakeAnswer(body=self._show(job))
+        if path == "/inference/get-inference-job-image-output":
+            urls = [f"{self.base}/store/{job.id}/{i}" for i in range(job.count)]
+            return FakeAnswer(body=urls)
+        assert path == "/inference/get-inference-job-param-output", path
+        return FakeAnswer(body=[f"{self.base}/store/{job.id}/param"])
+
+    def _endpoints(self, sent: Sent) -> FakeAnswer:
+        if sent.method == "POST":
+            self.endpoints.append(sent.json.get("endpoint_name") or "pretend-2")
+            return FakeAnswer(body=_endpoint(self.endpoints[-1]))
+        if sent.method == "DELETE":
+            for name in sent.json["delete_endpoint_list"]:
+                self.endpoints.remove(name)
+            return FakeAnswer(body="Endpoint deleted")
+        return FakeAnswer(body=[_endpoint(name) for name in self.endpoints])
+
+    def _submit(self, body: dict[str, Any]) -> FakeAnswer:
+        (name,) = body["models"]["Stable-diffusion"]
+        if name != CHECKPOINT:
+            return _refuse(404, f"There is no Active checkpoint named '{name}'. Upload it first.")
+        job = PretendJob(f"job-{len(self.jobs) + 1}", body, self.polls)
+        self.jobs.append(job)
+        return FakeAnswer(
+            body={
+                "inference_id": job.id, "status": "inprogress", "endpoint_name": "pretend-1",
+                "output_path": "s3://b/out",
+            }
+        )  # fmt: skip
+
+    def _advance(self, job: PretendJob) -> None:
+        if job.state != "inprogress":
+            return
+        job.polls_left -= 1
+        if job.polls_left < 0:
+            job.state, job.error = ("failed", self.fail_with) if self.fail_with else ("succeed", "")
+
+    def _show(self, job: PretendJob) -> dict[str, Any]:
+        running = job.state == "inprogress"
+        done = 1 - max(job.polls_left, 0) / (self.polls + 1)
+        return {
+            "inference_info_name": "", "startTime": "2026-01-02 03:04:05.000006",
+            "taskType": job.body["task_type"], "InferenceJobId": job.id, "status": job.state,
+            "completeTime": None if running else "2026-01-02-03-04-09",
+            "sagemakerRaw": "", "endpoint_name": "pretend-1", "error": job.error,
+            "image_names": [f"image_{i}.png" for i in range(job.count)]
+            if job.state == "succeed" else [],
+            "progress": done if running else 1.0, "queue_position": None, "eta_seconds": 2.0,
+            "preview_url": f"{self.base}/store/{job.id}/0" if running else None, "phase": "sampling",
+        }  # fmt: skip
+
+    def _job(self, job_id: str) -> PretendJob:
+        return next(job for job in self.jobs if job.id == job_id)
+
+    def _stored(self, where: list[str]) -> FakeAnswer:
+        job = self._job(where[0])
+        if where[1] != "param":
+            return FakeAnswer(body=job.picture(int(where[1])))
+        texts = [job.infotext(i) for i in range(job.count)]
+        info = json.dumps({"infotexts": texts, "warnings": self.warnings})
+        return FakeAnswer(body={"parameters": job.body, "info": info})
+
+
+def _endpoint(name: str) -> dict[str, Any]:
+    return {
+        "EndpointDeploymentJobId": f"d-{name}", "startTime": "2026-01-02 03:04:05.000006",
+        "endpoint_name": name, "endpoint_status": "InService", "status": "success",
+        "instance_type": "local", "current_instance_count": 1, "error": "",
+    }  # fmt: skip
+
+
+def _refuse(status: int, text: str) -> FakeAnswer:
+    return FakeAnswer(
+        status, {"statusCode": status, "error": text, "code": "c", "request_id": "7f3a0000"}
+    )
+
+
+def decode(picture: str) -> Image.Image:
+    """A picture of a request's body."""
+    return Image.open(io.BytesIO(base64.b64decode(picture)))
+
+
+@contextmanager
+def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
+    """The same cloud on a real port; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            content = self.rfile.read(length)
+            sent = Sent(self.command, self.path, dict(self.headers.items()), content)
+            answer = cloud(sent)
+            body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_PUT = do_DELETE = answer
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    cloud.base = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield cloud.base
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+if __name__ == "__main__":
+    with serve(PretendCloud(polls=6), port=8399) as address:
+        print(address, flush=True)
+        while True:
+            time.sleep(60)
