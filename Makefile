@@ -1,0 +1,58 @@
+# Two environments: .venv for the middleware, the engine and their tests; .venv-webui with the
+# WebUI's own pins for the extension. Both are made on first use and again when pins change.
+
+PYTHON ?= $(firstword $(foreach v,3.11 3.10 3.12,$(if $(filter 0,$(shell python$(v) -c 'import ensurepip' >/dev/null 2>&1; echo $$?)),python$(v))))
+ifeq ($(PYTHON),)
+PYTHON := $(shell python3 -c 'import sys, ensurepip; (3, 10) <= sys.version_info < (3, 13) and print("python3")' 2>/dev/null)
+endif
+
+# PyPI's torch for Linux brings CUDA's libraries (several GB). Without a GPU:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP_TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-middleware test-extension serve ui check python clean
+
+demo: .venv/ready
+	.venv/bin/python -m middleware_api.demo
+
+serve: .venv/ready
+	.venv/bin/python -m middleware_api serve
+
+ui: .venv-webui/ready
+	.venv-webui/bin/python -m aws_extension
+
+test: test-middleware test-extension
+
+test-middleware: .venv/ready
+	.venv/bin/python -m pytest -q --ignore=tests/extension
+
+test-extension: .venv/ready .venv-webui/ready
+	.venv-webui/bin/python -m pytest -q tests/extension
+
+check: .venv/ready .venv-webui/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy middleware_api
+	.venv/bin/mypy --python-executable .venv-webui/bin/python aws_extension
+	$(MAKE) test
+
+.venv/ready: pyproject.toml | python
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q --upgrade pip
+	.venv/bin/python -m pip install -q $(PIP_TORCH) --group middleware --group engine --group extension --group test --group check
+	touch $@
+
+.venv-webui/ready: pyproject.toml | python
+	$(PYTHON) -m venv .venv-webui
+	.venv-webui/bin/python -m pip install -q --upgrade pip
+	.venv-webui/bin/python -m pip install -q --group webui-host --group extension --group test --group browser
+	touch $@
+
+python:
+	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with venv is needed and was not found. Install one, or name it: make demo PYTHON=/path/to/python3.11"; exit 1; }
+
+clean:
+	rm -rf .venv .venv-webui var demo-output
