@@ -51,7 +51,7 @@ def build(access: CloudAccess, tab: Any) -> None:
     uploads = Uploads(access)
     with gr.Row():
         gr.Markdown("Weights files that the cloud can use. A file is sent once.")
-        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"])
+        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"], size="sm")
     listing = gr.HTML(elem_id="sdaws_checkpoints")
     task_id = gr.State("")
     with gr.Accordion("Upload a file", open=True):

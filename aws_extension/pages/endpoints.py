@@ -64,18 +64,19 @@ def build(access: CloudAccess, tab: Any) -> None:
     """Lay the page out; it reads the list when `tab` is opened."""
     with gr.Row():
         gr.Markdown("Each endpoint is one or more machines that wait for work, and cost money.")
-        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"])
+        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"], size="sm")
     listing = gr.HTML(elem_id="sdaws_endpoints")
-    with gr.Accordion("Create an endpoint", open=True), gr.Row():
-        machine = gr.Dropdown(
-            INSTANCE_TYPES,
-            value=INSTANCE_TYPES[0],
-            label="Machine",
-            info="“local” for the embedded server, ml.… on AWS",
-            allow_custom_value=True,
-        )
-        count = gr.Slider(1, INSTANCE_COUNT_MAX, value=1, step=1, label="How many")
-        name = gr.Textbox(label="Name", placeholder="optional: one is made up", info=" ")
+    with gr.Accordion("Create an endpoint", open=True):
+        with gr.Row():
+            machine = gr.Dropdown(
+                INSTANCE_TYPES,
+                value=INSTANCE_TYPES[0],
+                label="Machine",
+                info="“local” for the embedded server, ml.… on AWS",
+                allow_custom_value=True,
+            )
+            count = gr.Slider(1, INSTANCE_COUNT_MAX, value=1, step=1, label="How many")
+            name = gr.Textbox(label="Name", placeholder="optional: one is made up", info=" ")
         create = gr.Button("Create", variant="primary", elem_id="sdaws_create_endpoint")
     with gr.Accordion("Delete an endpoint", open=False):
         with gr.Row():

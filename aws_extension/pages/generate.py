@@ -172,7 +172,7 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
                 label="Pictures",
                 columns=2,
                 object_fit="contain",
-                height=520,
+                height="auto",
                 elem_id="sdaws_gallery",
             )
             infotext = gr.Textbox(

@@ -80,16 +80,20 @@ def build(access: CloudAccess, tab: Any) -> None:
     cursor, following = gr.State(""), gr.State("")
     with gr.Row():
         gr.Markdown("Choose a job to see its pictures.")
-        newest = gr.Button("Newest", elem_classes=["sdaws-small"])
-        older = gr.Button("Older", interactive=False, elem_classes=["sdaws-small"])
-        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"])
+        newest = gr.Button("Newest", elem_classes=["sdaws-small"], size="sm")
+        older = gr.Button("Older", interactive=False, elem_classes=["sdaws-small"], size="sm")
+        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"], size="sm")
     listing = gr.HTML(elem_id="sdaws_jobs")
     # In the page, but not to be seen: cards write their job's id here.
     chosen = gr.Textbox(label="Chosen job", elem_id="sdaws_job", elem_classes=["sdaws-away"])
     state = gr.HTML()
     cancel = gr.Button("Cancel this job", variant="stop", visible=False)
     gallery = gr.Gallery(
-        label="Pictures", columns=4, object_fit="contain", height=420, elem_id="sdaws_job_gallery"
+        label="Pictures",
+        columns=4,
+        object_fit="contain",
+        height="auto",
+        elem_id="sdaws_job_gallery",
     )
     infotext = gr.Textbox(label="Infotext", lines=4, show_copy_button=True, interactive=False)
 

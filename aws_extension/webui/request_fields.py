@@ -1,0 +1,111 @@
+"""From the WebUI's processing object to the fields of its own API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aws_extension.errors import Unsupported
+from aws_extension.pictures import encode_picture, flatten_mask
+from aws_extension.webui.batches import Piece
+
+_COMMON = [
+    "subseed_strength",     "seed_resize_from_h",     "seed_resize_from_w",
+    "sampler_name",     "scheduler",     "steps",     "cfg_scale",     "width",
+    "height",     "restore_faces",     "tiling",     "eta",     "s_min_uncond",
+    "s_churn",     "s_tmax",     "s_tmin",     "s_noise",     "refiner_checkpoint",
+    "refiner_switch_at",
+]  # fmt: skip
+_HIRES = [
+    "enable_hr",     "denoising_strength",     "hr_scale",     "hr_upscaler",
+    "hr_second_pass_steps",     "hr_resize_x",     "hr_resize_y",     "hr_checkpoint_name",
+    "hr_sampler_name",     "hr_scheduler",     "hr_prompt",     "hr_negative_prompt",
+]  # fmt: skip
+_IMG2IMG = [
+    "denoising_strength", "resize_mode", "image_cfg_scale", "initial_noise_multiplier",
+]  # fmt: skip
+_MASK = [
+    "mask_blur",     "mask_blur_x",     "mask_blur_y",     "inpainting_fill",
+    "inpaint_full_res",     "inpaint_full_res_padding",     "inpainting_mask_invert",
+]  # fmt: skip
+# Settings of the WebUI that change the picture, with the values that ask for nothing.
+_PICTURE_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "CLIP_stop_at_last_layers": (None, 0, 1),
+    "sd_vae": (None, "", "None", "Automatic"),
+    "eta_noise_seed_delta": (None, 0),
+}
+# These would name files of this machine: `models` names the cloud's.
+_NOT_SENT = ("sd_model_checkpoint",)
+
+
+def request_fields(
+    p: Any, piece: Piece, override_settings: Mapping[str, Any], other_scripts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of one job; `p` is a StableDiffusionProcessing of either kind.
+
+    Raises Unsupported for what cannot travel.
+    """
+    fields = _present(p, _COMMON)
+    fields.update(
+        prompt=piece.prompt,
+        negative_prompt=piece.negative_prompt,
+        seed=piece.seed,
+        subseed=piece.subseed,
+        batch_size=piece.count,
+        n_iter=1,
+    )
+    if is_img2img(p):
+        fields.update(_img2img_fields(p))
+    elif getattr(p, "enable_hr", False):
+        fields.update(_present(p, _HIRES))
+    if override_settings:
+        fields["override_settings"] = dict(override_settings)
+    if other_scripts:
+        fields["alwayson_scripts"] = {name: {"args": args} for name, args in other_scripts.items()}
+    return fields
+
+
+def is_img2img(p: Any) -> bool:
+    """Whether `p` starts from pictures."""
+    return hasattr(p, "init_images")
+
+
+def picture_settings(options: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the WebUI's settings, and of this request's overrides, the engine has to know."""
+    chosen = {
+        name: getattr(options, name, None)
+        for name, idle in _PICTURE_SETTINGS.items()
+        if getattr(options, name, None) not in idle
+    }
+    chosen.update({k: v for k, v in overrides.items() if k not in _NOT_SENT})
+    return {k: v for k, v in chosen.items() if v not in _PICTURE_SETTINGS.get(k, ())}
+
+
+def _img2img_fields(p: Any) -> dict[str, Any]:
+    images = [image for image in p.init_images or [] if image is not None]
+    if not images:
+        raise Unsupported("There is no picture to start from. Put one into img2img first.")
+    fields = _present(p, _IMG2IMG)
+    fields["init_images"] = [encode_picture(image) for image in images]
+    if p.image_mask is not None:
+        fields.update(_present(p, _MASK))
+        fields["mask"] = encode_picture(flatten_mask(p.image_mask))
+    if getattr(p, "latent_mask", None) is not None:
+        raise Unsupported(
+            "A separate latent mask cannot be sent to the cloud. Choose another script, or turn "
+            "“Generate in the cloud” off."
+        )
+    return fields
+
+
+def _present(p: Any, names: list[str]) -> dict[str, Any]:
+    """The plain values that are set; the WebUI's infinities mean "no limit" and are left out."""
+    found = {}
+    for name in names:
+        value = getattr(p, name, None)
+        if isinstance(value, float) and not math.isfinite(value):
+            continue
+        if isinstance(value, (str, bool, int, float)):
+            found[name] = value
+    return found
