@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import suppress
 
 import uvicorn
 from filelock import FileLock, Timeout
@@ -60,7 +61,8 @@ def run(settings: Settings) -> None:
     if settings.token_path is not None:
         print(f"API token is in {settings.token_path}", flush=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean stop
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -113,7 +113,8 @@ def test_a_job_outlives_one_worker_and_ends_with_the_reason_after_two(studio: Se
         killed = worker_of(studio)
         os.kill(killed, signal.SIGKILL)
         until(
-            lambda: studio.job(job_id), lambda job: job["progress"] == 0 or job["status"] == "failed"
+            lambda: studio.job(job_id),
+            lambda job: job["progress"] == 0 or job["status"] == "failed",
         )
     job = studio.finished(job_id)
     assert job["status"] == "failed"

@@ -13,6 +13,8 @@ def random_checkpoint(seed: int = 0) -> bytes:
     """The bytes of a single-file checkpoint in half precision."""
     torch.manual_seed(seed)
     tensors = full_checkpoint(
-        build_unet().state_dict(), build_autoencoder().state_dict(), build_text_encoder().state_dict()
+        build_unet().state_dict(),
+        build_autoencoder().state_dict(),
+        build_text_encoder().state_dict(),
     )
     return save({name: tensor.half().contiguous() for name, tensor in tensors.items()})

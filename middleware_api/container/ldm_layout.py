@@ -60,7 +60,9 @@ def vae_to_ldm(state: Mapping[str, torch.Tensor]) -> Tensors:
     renamed: Tensors = {}
     for key, value in state.items():
         is_matrix = ".attentions." in key and value.ndim == 2
-        renamed[VAE_PREFIX + _vae_name(key, levels)] = value[..., None, None] if is_matrix else value
+        renamed[VAE_PREFIX + _vae_name(key, levels)] = (
+            value[..., None, None] if is_matrix else value
+        )
     return renamed
 
 

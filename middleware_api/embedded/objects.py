@@ -86,7 +86,12 @@ class FolderObjects:
 
     def keys(self, prefix: str) -> list[str]:
         """See `ports.Objects`."""
-        found = (path for path in self.path(prefix).rglob("*") if path.is_file())
+        # A leading dot marks what a worker is still writing.
+        found = (
+            path
+            for path in self.path(prefix).rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        )
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def presigned_get(self, key: str, seconds: int) -> str:

@@ -1,0 +1,1 @@
+"""The inference container: one program that turns invocations into pictures."""

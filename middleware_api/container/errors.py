@@ -1,0 +1,60 @@
+"""What can go wrong in the container, and how the HTTP answer names it.
+
+ContainerError
+├── BadRequest            400  the caller's request cannot be done as written
+├── CheckpointUnreadable  400  a weights file is not what the engine can load
+├── DiskFull              507  no room for pictures
+├── WorkerStopping        503  the process is going away, queue the job again
+└── Unauthorized          401  the worker token is missing or wrong
+
+JobCancelled is not an error: it unwinds the sampler when a cancel marker appears.
+"""
+
+
+class ContainerError(Exception):
+    """A failure whose message is written for the person who asked for the picture."""
+
+    status = 500
+    code = "internal_error"
+
+
+class BadRequest(ContainerError):
+    """The request cannot be done as written; `code` narrows it down."""
+
+    status = 400
+
+    def __init__(self, message: str, code: str = "bad_request") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CheckpointUnreadable(ContainerError):
+    """A weights file is missing, broken, or of a kind that the engine cannot load."""
+
+    status = 400
+    code = "checkpoint_unreadable"
+
+
+class DiskFull(ContainerError):
+    """The object store has no room left."""
+
+    status = 507
+    code = "disk_full"
+
+
+class WorkerStopping(ContainerError):
+    """The process was asked to end while the job ran or waited."""
+
+    status = 503
+    code = "worker_stopping"
+
+
+class Unauthorized(ContainerError):
+    """The caller did not present the worker token."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class JobCancelled(Exception):
+    """A cancel marker was found between two sampler steps."""

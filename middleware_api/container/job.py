@@ -1,0 +1,225 @@
+"""One invocation from its parameters to its pictures: progress, cancelling and saving."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, cast
+
+from torch import Tensor
+
+from middleware_api import contract
+from middleware_api.container import infotext, pictures
+from middleware_api.container.checkpoint import StableDiffusion
+from middleware_api.container.engine import CheckpointFile, Engine, Step
+from middleware_api.container.errors import BadRequest, ContainerError, JobCancelled, WorkerStopping
+from middleware_api.container.request import parse_request
+from middleware_api.container.storage import FolderStorage
+
+PROGRESS_SECONDS = 0.5
+logger = logging.getLogger(__name__)
+
+
+def parse_invocation(body: bytes) -> contract.Invocation:
+    """Raises BadRequest naming the part that is missing or of the wrong type."""
+    try:
+        raw = json.loads(body)
+    except ValueError as error:
+        raise BadRequest(f"The invocation is not JSON: {error}.", "bad_invocation") from error
+    texts = ("job_id", "task_type", "params_key", "output_prefix")
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(name), str) for name in texts):
+        raise BadRequest(f"The invocation needs the texts {', '.join(texts)}.", "bad_invocation")
+    if not raw["job_id"] or not contract.is_valid_name(raw["job_id"]):
+        raise BadRequest(f"{raw['job_id']!r} is not a job id.", "bad_invocation")
+    if raw["output_prefix"] != contract.output_prefix(raw["job_id"]):
+        raise BadRequest("output_prefix is not the job's own.", "bad_invocation")
+    checkpoints = raw.get("checkpoints")
+    parts = ("type", "name", "key", "sha256")
+    if not isinstance(checkpoints, list) or not all(
+        isinstance(c, dict) and all(isinstance(c.get(part), str) for part in parts)
+        for c in checkpoints
+    ):
+        raise BadRequest(
+            f"checkpoints must be a list of objects with {', '.join(parts)} and size.",
+            "bad_invocation",
+        )
+    return cast(contract.Invocation, raw)
+
+
+@dataclass(frozen=True)
+class JobRunner:
+    """Runs invocations; the caller sees to it that there is one at a time.
+
+    `stopping` is set when the process must end; `clock` gives epoch seconds.
+    """
+
+    engine: Engine
+    storage: FolderStorage
+    stopping: threading.Event
+    clock: Callable[[], float] = time.time
+
+    def run(self, invocation: contract.Invocation) -> contract.InvocationResult:
+        """Raises ContainerError; pictures that were finished before are kept either way."""
+        if self.stopping.is_set():
+            raise _stopping()
+        job_id = invocation["job_id"]
+        started = datetime.fromtimestamp(self.clock(), timezone.utc).astimezone()
+        try:
+            content = self.storage.read(invocation["params_key"])
+        except FileNotFoundError as error:
+            raise BadRequest(
+                f"The parameters {invocation['params_key']} are not in the object store. "
+                "Submit the job again.",
+                "missing_params",
+            ) from error
+        request = parse_request(invocation["task_type"], content, random.Random())
+        checkpoint, others = _choose_checkpoint(invocation["checkpoints"], self.storage)
+        reporter = ProgressReporter(self.storage, job_id, self.clock)
+        warnings = [*others, *self.engine.warnings(request)]
+        keys: list[str] = []
+        texts: list[str] = []
+        status = contract.InferenceState.SUCCEEDED
+        try:
+            reporter.phase("loading checkpoint")
+            with self.engine.load(checkpoint) as model:
+                reporter.draw = lambda clean: self._preview(model, clean)
+
+                def on_step(step: Step) -> None:
+                    reporter.step(step)
+                    self._stop_if_asked(job_id)
+
+                for picture in self.engine.generate(model, request, on_step):
+                    key = contract.image_key(job_id, picture.index, request.image_format)
+                    encoded = pictures.encode(picture.image, request.image_format, picture.infotext)
+                    self.storage.write(key, encoded)
+                    keys.append(key)
+                    texts.append(picture.infotext)
+                reporter.phase("done")
+                info = infotext.info(request, model, texts, warnings, started)
+        except JobCancelled:
+            status = contract.InferenceState.CANCELLED
+            reporter.phase("cancelled")
+            info = infotext.info(request, model, texts, warnings, started)
+        finally:
+            reporter.close()
+        return contract.InvocationResult(
+            job_id=job_id,
+            status=status.value,
+            images=keys,
+            parameters=_echo(content),
+            info=json.dumps(info, ensure_ascii=False),
+        )
+
+    def _stop_if_asked(self, job_id: str) -> None:
+        if self.stopping.is_set():
+            raise _stopping()
+        if self.storage.exists(contract.cancel_key(job_id)):
+            raise JobCancelled
+
+    def _preview(self, model: StableDiffusion, clean: Tensor) -> bytes:
+        return pictures.encode_preview(self.engine.preview(model, clean))
+
+
+class ProgressReporter:
+    """Writes a job's progress and preview from its own thread, at most twice a second.
+
+    The sampler only leaves its latest step here. What was left last is always written by
+    `close`. A write that fails is logged: a job does not fail for its progress bar.
+    """
+
+    def __init__(
+        self, storage: FolderStorage, job_id: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.draw: Callable[[Tensor], bytes] | None = None
+        self._storage, self._job_id, self._clock = storage, job_id, clock
+        self._changed = threading.Condition()
+        self._latest: tuple[str, Step] = ("starting", Step(0, 0, None))
+        self._dirty = self._closed = False
+        self._has_preview = False
+        self._thread = threading.Thread(target=self._write_changes, daemon=True)
+        self._thread.start()
+
+    def phase(self, name: str) -> None:
+        """Names what happens now, at the step where the job stands."""
+        self._leave(name, Step(self._latest[1].done, self._latest[1].total, None))
+
+    def step(self, step: Step) -> None:
+        self._leave("sampling" if step.done < step.total else "saving", step)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _leave(self, phase: str, step: Step) -> None:
+        with self._changed:
+            self._latest, self._dirty = (phase, step), True
+            self._changed.notify()
+
+    def _write_changes(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._dirty or self._closed)
+                (phase, step), dirty = self._latest, self._dirty
+                self._dirty = False
+                closed = self._closed
+            if dirty:
+                try:
+                    self._write(phase, step)
+                except (ContainerError, OSError, RuntimeError):  # torch raises RuntimeError
+                    logger.exception("progress not written job=%s", self._job_id)
+            if closed:
+                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=PROGRESS_SECONDS)
+
+    def _write(self, phase: str, step: Step) -> None:
+        if step.clean is not None and self.draw is not None:
+            preview = self.draw(step.clean)
+            self._storage.write(contract.preview_key(self._job_id), preview)
+            self._has_preview = True
+        progress = contract.Progress(
+            step=step.done,
+            total_steps=step.total,
+            fraction=step.done / step.total if step.total else 0.0,
+            phase=phase,
+            updated_at=self._clock(),
+            has_preview=self._has_preview,
+        )
+        self._storage.write(contract.progress_key(self._job_id), json.dumps(progress).encode())
+
+
+def _choose_checkpoint(
+    checkpoints: list[contract.ContainerCheckpoint], storage: FolderStorage
+) -> tuple[CheckpointFile, list[str]]:
+    """The checkpoint to sample with, and a warning for each file the engine cannot use yet."""
+    wanted = contract.CheckpointType.STABLE_DIFFUSION.value
+    chosen = next((c for c in checkpoints if c["type"] == wanted), None)
+    if chosen is None:
+        raise BadRequest(
+            "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"
+        )
+    path = storage.local_path(chosen["key"])
+    others = [
+        f"{c['type']} file {c['name']} is not supported yet and was ignored."
+        for c in checkpoints
+        if c is not chosen
+    ]
+    return CheckpointFile(path, chosen["name"], chosen["key"], chosen["sha256"]), others
+
+
+def _echo(content: bytes) -> dict[str, object]:
+    """The caller's fields as the WebUI answers them: without the pictures they carried."""
+    fields: dict[str, Any] = json.loads(content)
+    return {**fields, **{name: None for name in ("init_images", "mask") if name in fields}}
+
+
+def _stopping() -> WorkerStopping:
+    return WorkerStopping("This worker is shutting down. The job can be queued again.")

@@ -1,0 +1,205 @@
+"""Pixels around the sampler: resizing, masks, pasting back, and saving with the parameters."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageOps, PngImagePlugin
+from scipy import ndimage  # type: ignore[import-untyped]
+from torch import Tensor
+
+from middleware_api.container.request import ImageRequest, MaskFill, MaskRequest, ResizeMode
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """The original outside the mask, and where in it the new picture goes (None: all of it)."""
+
+    picture: Image.Image
+    paste_box: Box | None
+
+    def apply(self, made: Image.Image) -> Image.Image:
+        """Lays the original over the new picture, through the blurred mask."""
+        if self.paste_box is not None:
+            left, top, right, bottom = self.paste_box
+            below = Image.new("RGBA", self.picture.size)
+            patch = resize(made, right - left, bottom - top, ResizeMode.CROP)
+            below.paste(patch, (left, top))
+        else:
+            below = made.convert("RGBA")
+        below.alpha_composite(self.picture)
+        return below.convert("RGB")
+
+
+@dataclass(frozen=True)
+class StartPicture:
+    """A picture at the job's size; `mask` (white: make anew) is None for plain img2img."""
+
+    picture: Image.Image
+    mask: Image.Image | None
+    overlay: Overlay | None
+
+
+def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
+    """Brings picture and mask to the job's size, cropped to the mask when it asks for that."""
+    picture = _flatten(start.image)
+    if start.mask is None:
+        return StartPicture(resize(picture, width, height, start.resize_mode), None, None)
+    if start.mask.image.size != picture.size:
+        mask = read_mask(start.mask, picture.size)
+    else:
+        mask = read_mask(start.mask, None)
+    paste_box = None
+    if start.mask.only_masked:
+        touched = mask.getbbox()
+        if touched is None:  # nothing is masked: the WebUI falls back to plain img2img
+            return StartPicture(resize(picture, width, height, start.resize_mode), None, None)
+        paste_box = crop_box(touched, start.mask.padding, picture.size, width / height)
+        over = ImageChops.invert(mask)
+        overlay = _overlay(picture, over, paste_box)
+        mask = resize(mask.crop(paste_box), width, height, ResizeMode.FILL)
+        picture = resize(picture.crop(paste_box), width, height, ResizeMode.FILL)
+    else:
+        picture = resize(picture, width, height, start.resize_mode)
+        mask = resize(mask, width, height, start.resize_mode)
+        # Twice the mask: what is at least half new shows nothing of the original.
+        over = ImageChops.invert(mask.point(lambda level: min(255, 2 * level)))
+        overlay = _overlay(picture, over, None)
+    if start.mask.fill is not MaskFill.ORIGINAL:
+        picture = fill_masked(picture, mask)
+    return StartPicture(picture, mask, overlay)
+
+
+def read_mask(mask: MaskRequest, size: tuple[int, int] | None) -> Image.Image:
+    """The mask as grey levels, inverted and blurred as asked; alpha counts where there is any."""
+    image = mask.image
+    if image.mode == "RGBA" and image.getextrema()[-1] != (255, 255):
+        grey = image.getchannel("A").point(lambda level: 255 if level > 128 else 0)
+    else:
+        grey = image.convert("L")
+    if size is not None:
+        grey = grey.resize(size, Image.Resampling.NEAREST)
+    if mask.invert:
+        grey = ImageOps.invert(grey)
+    if mask.blur > 0:
+        # A kernel of 2.5 standard deviations to either side, mirrored at the edges.
+        soft = ndimage.gaussian_filter(
+            np.asarray(grey, dtype=np.float32), mask.blur, mode="mirror", truncate=2.5
+        )
+        grey = Image.fromarray(np.rint(soft).astype(np.uint8))
+    return grey
+
+
+def crop_box(touched: Box, padding: int, size: tuple[int, int], aspect: float) -> Box:
+    """The masked region, padded and widened to the job's proportions inside the picture."""
+    left, top = max(touched[0] - padding, 0), max(touched[1] - padding, 0)
+    right, bottom = min(touched[2] + padding, size[0]), min(touched[3] + padding, size[1])
+    width, height = right - left, bottom - top
+    if width / height < aspect:
+        left, right = _widen(left, right, round(height * aspect), size[0])
+    else:
+        top, bottom = _widen(top, bottom, round(width / aspect), size[1])
+    return left, top, right, bottom
+
+
+def _widen(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
+    wanted = min(wanted, limit)
+    start = max(0, min(start - (wanted - (end - start)) // 2, limit - wanted))
+    return start, start + wanted
+
+
+def _overlay(picture: Image.Image, opacity: Image.Image, paste_box: Box | None) -> Overlay:
+    above = picture.convert("RGBA")
+    above.putalpha(opacity)
+    return Overlay(above, paste_box)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Without transparency, on white."""
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        below = Image.new("RGBA", image.size, "white")
+        below.alpha_composite(image)
+        image = below
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+    """To the exact size: stretched, covering and cropped, or contained with its edges drawn out."""
+    if image.size == (width, height):
+        return image
+    if mode is ResizeMode.STRETCH:
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    if mode is ResizeMode.CROP:
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    inner = ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
+    left, top = (width - inner.width) // 2, (height - inner.height) // 2
+    pixels = np.asarray(inner)
+    borders = [(top, height - inner.height - top), (left, width - inner.width - left)]
+    return Image.fromarray(np.pad(pixels, borders + [(0, 0)] * (pixels.ndim - 2), mode="edge"))
+
+
+def fill_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """Fills the masked part with the colours around it: blurs of what is left, wide to narrow."""
+    pixels = np.asarray(picture, dtype=np.float32)
+    kept = 1 - np.asarray(mask, dtype=np.float32) / 255
+    if not kept.any():
+        return picture
+    filled: NDArray[np.float32] = np.broadcast_to(
+        np.average(pixels, axis=(0, 1), weights=kept), pixels.shape
+    ).astype(np.float32)
+    for sigma in (64, 16, 4):
+        weight = ndimage.gaussian_filter(kept, sigma, mode="nearest")[..., None]
+        colour = ndimage.gaussian_filter(
+            pixels * kept[..., None], (sigma, sigma, 0), mode="nearest"
+        )
+        trust = np.clip(weight * 4, 0, 1)
+        filled = filled * (1 - trust) + colour / np.maximum(weight, 1e-6) * trust
+    blended = pixels * kept[..., None] + filled * (1 - kept[..., None])
+    return Image.fromarray(np.clip(blended, 0, 255).astype(np.uint8))
+
+
+def latent_mask(mask: Image.Image, width: int, height: int) -> Tensor:
+    """1 where a latent is made anew, 0 where it is kept; shape (1, 1, height, width)."""
+    small = np.asarray(mask.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+    return torch.from_numpy(np.around(small / 255))[None, None]
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """RGB to (1, 3, height, width) in -1..1."""
+    pixels = torch.from_numpy(np.array(picture, dtype=np.float32))
+    return (pixels / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+def to_picture(decoded: Tensor) -> Image.Image:
+    """(3, height, width) in -1..1 to RGB, truncated to whole levels as the WebUI does."""
+    pixels = ((decoded.float() + 1) / 2).clamp(0, 1) * 255
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def encode(picture: Image.Image, extension: str, infotext: str) -> bytes:
+    """A file's bytes with the generation parameters where the WebUI puts them."""
+    stream = io.BytesIO()
+    if extension == "png":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("parameters", infotext)
+        picture.save(stream, "PNG", pnginfo=text)
+    else:
+        exif = Image.Exif()
+        # UserComment of the Exif directory, with its eight-byte character code.
+        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + infotext.encode("utf-16-be")
+        picture.save(stream, {"jpg": "JPEG", "webp": "WEBP"}[extension], quality=80, exif=exif)
+    return stream.getvalue()
+
+
+def encode_preview(picture: Image.Image) -> bytes:
+    """A small JPEG."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=75)
+    return stream.getvalue()
