@@ -3,6 +3,7 @@
     if (window.sdawsReady) return; // "Reload UI" runs this file again
     window.sdawsReady = true;
 
+    const LOOK_MS = 400;
     const REFRESH_MS = 4000;
 
     // A card of the Jobs page hands its job's id to the hidden box that the page listens to.
@@ -14,13 +15,20 @@
         box.dispatchEvent(new Event("input", { bubbles: true }));
     });
 
-    // While something on the open page is under way, the page reads itself again.
+    const seen = (element) => element.offsetParent !== null;
+    let open = new Set();
+    let quietSince = Date.now();
+
+    // A page reads its list when it comes into view, and again while something on it is under way.
     setInterval(() => {
         if (document.hidden) return;
-        const busy = [...document.querySelectorAll(".sdaws-badge.sdaws-busy")];
-        if (!busy.some((badge) => badge.offsetParent !== null)) return;
-        for (const button of document.querySelectorAll(".sdaws-live")) {
-            if (button.offsetParent !== null) button.click();
+        const buttons = [...document.querySelectorAll(".sdaws-live")].filter(seen);
+        const due = Date.now() - quietSince >= REFRESH_MS;
+        const busy = due && [...document.querySelectorAll(".sdaws-badge.sdaws-busy")].some(seen);
+        if (due) quietSince = Date.now();
+        for (const button of buttons) {
+            if (busy || !open.has(button)) button.click();
         }
-    }, REFRESH_MS);
+        open = new Set(buttons);
+    }, LOOK_MS);
 })();

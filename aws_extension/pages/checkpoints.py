@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 from aws_extension.access import CloudAccess
 from aws_extension.answers import Checkpoint
-from aws_extension.errors import Cancelled
+from aws_extension.errors import Cancelled, CloudError
 from aws_extension.pages import html
 from aws_extension.pages.common import shown_to_user
 from aws_extension.pages.uploads import Uploads
@@ -46,8 +45,8 @@ def show(checkpoints: list[Checkpoint]) -> str:
     return html.table(["File", "Type", "State", "Size", "Uploaded"], rows)
 
 
-def build(access: CloudAccess, tab: Any) -> None:
-    """Lay the page out; it reads the list when `tab` is opened."""
+def build(access: CloudAccess) -> None:
+    """Lay the page out; sdaws.js has it read its list when it is opened."""
     uploads = Uploads(access)
     with gr.Row():
         gr.Markdown("Weights files that the cloud can use. A file is sent once.")
@@ -73,8 +72,10 @@ def build(access: CloudAccess, tab: Any) -> None:
         progress = gr.HTML(elem_id="sdaws_upload_progress")
 
     def read() -> str:
-        with shown_to_user():
+        try:
             return show(access.client().list_checkpoints())
+        except CloudError as fault:
+            return html.notice("bad", str(fault))
 
     def upload(file: str, type_name: str) -> Iterator[tuple[str, str]]:
         if not file.strip():
@@ -102,7 +103,6 @@ def build(access: CloudAccess, tab: Any) -> None:
         if task := uploads.get(running):
             task.stop.set()
 
-    tab.select(read, None, listing)
     refresh.click(read, None, listing, show_progress="hidden")
     send.click(upload, [path, kind], [task_id, progress], show_progress="hidden").then(
         read, None, listing

@@ -8,6 +8,7 @@ import gradio as gr
 
 from aws_extension.access import CloudAccess
 from aws_extension.answers import Endpoint
+from aws_extension.errors import CloudError
 from aws_extension.pages import html
 from aws_extension.pages.common import shown_to_user
 from middleware_api.contract import INSTANCE_COUNT_MAX, EndpointState
@@ -60,8 +61,8 @@ def deletable(endpoints: list[Endpoint]) -> list[str]:
     return [e.name for e in endpoints if e.name and e.state not in gone]
 
 
-def build(access: CloudAccess, tab: Any) -> None:
-    """Lay the page out; it reads the list when `tab` is opened."""
+def build(access: CloudAccess) -> None:
+    """Lay the page out; sdaws.js has it read its list when it is opened."""
     with gr.Row():
         gr.Markdown("Each endpoint is one or more machines that wait for work, and cost money.")
         refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"], size="sm")
@@ -89,8 +90,10 @@ def build(access: CloudAccess, tab: Any) -> None:
     message = gr.HTML()
 
     def read() -> tuple[str, Any]:
-        with shown_to_user():
+        try:
             endpoints = access.client().list_endpoints()
+        except CloudError as fault:
+            return html.notice("bad", str(fault)), gr.update(choices=[])
         return show(endpoints), gr.update(choices=deletable(endpoints))
 
     def create_one(machine_name: str, how_many: float, wanted: str) -> tuple[str, str, Any]:
@@ -109,12 +112,9 @@ def build(access: CloudAccess, tab: Any) -> None:
         with shown_to_user():
             access.client().delete_endpoints([selected])
         done = html.notice("good", f"Endpoint '{selected}' is being deleted.")
-        table, _ = read()
-        endpoints = gr.update(value=None, choices=[])
-        return done, gr.update(visible=False), table, endpoints
+        return done, gr.update(visible=False), gr.update(), gr.update(value=None)
 
     outputs = [listing, chosen]
-    tab.select(read, None, outputs)
     refresh.click(read, None, outputs, show_progress="hidden")
     create.click(create_one, [machine, count, name], [message, *outputs])
     delete.click(ask, chosen, [question, asked])

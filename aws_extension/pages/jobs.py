@@ -11,7 +11,7 @@ import gradio as gr
 from aws_extension.access import CloudAccess, open_picture
 from aws_extension.answers import InferenceJob
 from aws_extension.client import WaitStatus
-from aws_extension.errors import Conflict, NotFound
+from aws_extension.errors import CloudError, Conflict, NotFound
 from aws_extension.pages import html
 from aws_extension.pages.common import shown_to_user
 from middleware_api.contract import InferenceState
@@ -75,8 +75,8 @@ def details(access: CloudAccess, job_id: str) -> tuple[str, list[Any], str, Any]
     return html.notice(kind, title), pictures, "\n\n".join(infotexts), cancel
 
 
-def build(access: CloudAccess, tab: Any) -> None:
-    """Lay the page out; it reads the list when `tab` is opened."""
+def build(access: CloudAccess) -> None:
+    """Lay the page out; sdaws.js has it read its list when it is opened."""
     cursor, following = gr.State(""), gr.State("")
     with gr.Row():
         gr.Markdown("Choose a job to see its pictures.")
@@ -98,9 +98,11 @@ def build(access: CloudAccess, tab: Any) -> None:
     infotext = gr.Textbox(label="Infotext", lines=4, show_copy_button=True, interactive=False)
 
     def read(at: str) -> tuple[str, str, Any]:
-        with shown_to_user():
+        try:
             page = access.client().list_jobs(JOBS_PER_PAGE, at)
             shown = show(access, page.jobs)
+        except CloudError as fault:
+            return html.notice("bad", str(fault)), "", gr.update(interactive=False)
         return shown, page.next_cursor, gr.update(interactive=bool(page.next_cursor))
 
     def open_job(job_id: str) -> tuple[str, list[Any], str, Any]:
@@ -116,7 +118,6 @@ def build(access: CloudAccess, tab: Any) -> None:
 
     listed = [listing, following, older]
     shown = [state, gallery, infotext, cancel]
-    tab.select(read, cursor, listed)
     refresh.click(read, cursor, listed, show_progress="hidden")
     newest.click(lambda: "", None, cursor).then(read, cursor, listed)
     older.click(lambda at: at, following, cursor).then(read, cursor, listed)

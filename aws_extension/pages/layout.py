@@ -10,11 +10,11 @@ from aws_extension.pages import checkpoints, connection, endpoints, jobs
 
 def build_pages(access: CloudAccess) -> None:
     """Tabs that both hosts have, inside the surrounding `gr.Tabs`."""
-    with gr.Tab("Jobs", elem_id="sdaws_tab_jobs") as jobs_tab:
-        jobs.build(access, jobs_tab)
-    with gr.Tab("Checkpoints", elem_id="sdaws_tab_checkpoints") as checkpoints_tab:
-        checkpoints.build(access, checkpoints_tab)
-    with gr.Tab("Endpoints", elem_id="sdaws_tab_endpoints") as endpoints_tab:
-        endpoints.build(access, endpoints_tab)
+    with gr.Tab("Jobs", elem_id="sdaws_tab_jobs"):
+        jobs.build(access)
+    with gr.Tab("Checkpoints", elem_id="sdaws_tab_checkpoints"):
+        checkpoints.build(access)
+    with gr.Tab("Endpoints", elem_id="sdaws_tab_endpoints"):
+        endpoints.build(access)
     with gr.Tab("Connection", elem_id="sdaws_tab_connection"):
         connection.build(access)

@@ -65,6 +65,10 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
                 )
             status = gr.HTML(elem_id=self.elem_id("status"))
         inputs, outputs = [checkpoint, endpoint], [checkpoint, endpoint, status]
+        # The tick alone does not open an accordion of the WebUI, and the choices are inside.
+        enabled.change(
+            lambda on: gr.update(open=on), enabled, enabled.accordion, show_progress="hidden"
+        )
         refresh.click(read_lists, inputs, outputs, show_progress="hidden")
         enabled.change(read_lists_when, [enabled, *inputs], outputs, show_progress="hidden")
         return [enabled, checkpoint, endpoint]

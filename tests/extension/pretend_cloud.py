@@ -160,7 +160,8 @@ class PretendCloud:
             "image_names": [f"image_{i}.png" for i in range(job.count)]
             if job.state == "succeed" else [],
             "progress": done if running else 1.0, "queue_position": None, "eta_seconds": 2.0,
-            "preview_url": f"{self.base}/store/{job.id}/0" if running else None, "phase": "sampling",
+            "preview_url": f"{self.base}/store/{job.id}/0" if running else None,
+            "phase": "sampling",
         }  # fmt: skip
 
     def _job(self, job_id: str) -> PretendJob:
@@ -206,7 +207,9 @@ def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
             content = self.rfile.read(length)
             sent = Sent(self.command, self.path, dict(self.headers.items()), content)
             answer = cloud(sent)
-            body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+            body = answer.body
+            if not isinstance(body, bytes):
+                body = json.dumps(body).encode()
             self.send_response(answer.status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
