@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 
+with warnings.catch_warnings():
+    # gradio 3.41.2 and what it imports warn of their own age; our warnings stay errors.
+    warnings.simplefilter("ignore")
+    import gradio  # noqa: F401
+
 from aws_extension.client import CloudClient
 from aws_extension.fake_transport import FakeTransport, Handler
 from aws_extension.http import Retries
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As above, for what gradio does when it builds and serves pages."""
+    for module in ("gradio", "starlette", "httpx", "websockets", "asyncio", "anyio"):
+        config.addinivalue_line("filterwarnings", rf"ignore:::{module}(\..*)?")
+
 
 URL = "http://cloud.test/prod"
 TOKEN = "token-of-the-tests-0123456789"

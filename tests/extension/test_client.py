@@ -6,12 +6,12 @@ import json
 
 import pytest
 import requests
-from conftest import TOKEN, URL
 
 from aws_extension import errors
 from aws_extension.client import LOST_PATIENCE_SECONDS, WaitStatus
 from aws_extension.fake_transport import FakeAnswer
 from middleware_api.contract import BODY_MAX_BYTES, CheckpointType, InferenceState, TaskType
+from tests.extension.conftest import TOKEN, URL
 
 SUBMITTED = {"inference_id": "j1", "status": "inprogress", "endpoint_name": "e", "output_path": "p"}
 MODELS = {CheckpointType.STABLE_DIFFUSION: ["demo.safetensors"]}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_store import FakeStore
 
 from aws_extension import errors
 from aws_extension.uploader import UploadProgress, upload_checkpoint
 from middleware_api.contract import CheckpointState, CheckpointType
+from tests.extension.fake_store import FakeStore
 
 KIND = CheckpointType.STABLE_DIFFUSION
 

@@ -1,0 +1,267 @@
+"""The host glue, driven through a double of the WebUI's `modules`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from aws_extension import errors
+from aws_extension.access import CloudAccess
+from aws_extension.fake_transport import FakeTransport
+from aws_extension.settings import SettingsStore
+from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud, decode
+
+DOUBLE = Path(__file__).parent / "webui_double"
+HOST_GLUE = ("panel", "interception", "dispatch")
+
+
+class Host:
+    """The double with our extension loaded into it, against a pretended cloud."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.cloud = PretendCloud()
+        for name in ("processing", "shared", "images", "scripts", "sd_models", "sd_vae"):
+            setattr(self, name, importlib.import_module(f"modules.{name}"))
+        self.callbacks = importlib.import_module("modules.script_callbacks")
+        importlib.import_module("modules.paths").data_path = str(folder)
+        self.panel_module = importlib.import_module("aws_extension.webui.panel")
+        environ = {"SDAWS_API_URL": "http://cloud.test", "SDAWS_API_TOKEN": TOKEN}
+        store = SettingsStore(environ, folder / ".config" / "connection.json")
+        self.answer = self.cloud
+        self.transport = FakeTransport(lambda sent: self.answer(sent))
+        access = CloudAccess(store, self.transport)
+        monkeypatch.setattr(self.panel_module, "host_access", lambda: access)
+        # What every other module of the host has imported before we came.
+        self.process_images = self.processing.process_images
+        self.load()
+
+    def load(self) -> None:
+        """What running `scripts/cloud.py` does."""
+        self.panel_module.register()
+
+    def runner(self, *others, selectable=()):
+        panel = self.panel_module.CloudPanel()
+        at = 1
+        for script, count in ((panel, 3), *((other, other.arguments) for other in others)):
+            script.args_from, script.args_to = at, at + count
+            at += count
+        return self.scripts.ScriptRunner([panel, *others], selectable)
+
+    def p(self, kind="Txt2Img", on=True, args=(), runner=None, **fields):
+        maker = getattr(self.processing, f"StableDiffusionProcessing{kind}")
+        made = maker(
+            outpath_samples=str(self.folder / "samples"),
+            outpath_grids=str(self.folder / "grids"),
+            **fields,
+        )
+        made.scripts = runner or self.runner()
+        made.script_args = [0, on, CHECKPOINT, "Automatic", *args]
+        return made
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOUBLE))
+    made = Host(tmp_path, monkeypatch)
+    yield made
+    made.callbacks.script_unloaded_callback()
+    for name in [n for n in sys.modules if n.split(".")[0] == "modules"]:
+        del sys.modules[name]
+    for name in HOST_GLUE:
+        delattr(sys.modules["aws_extension.webui"], name)
+        del sys.modules[f"aws_extension.webui.{name}"]
+
+
+def test_pictures_come_back_saved_with_their_infotext_and_grid(host):
+    p = host.p(prompt="a circle", seed=40, batch_size=2, n_iter=2)
+    result = host.process_images(p)
+    assert len(result.images) == 5  # the grid first
+    assert result.index_of_first_image == 1
+    assert [text.split("Seed: ")[1].split(",")[0] for text in result.infotexts[1:]] == [
+        "40", "41", "42", "43",
+    ]  # fmt: skip
+    samples = sorted((host.folder / "samples").iterdir())
+    assert len(samples) == 4
+    assert all(path.stem.endswith("-demo") for path in samples)  # [model_name] without a model
+    with Image.open(samples[0]) as saved:
+        assert "Seed: 40" in saved.info["parameters"]
+    assert len(list((host.folder / "grids").iterdir())) == 1
+    assert "a circle" in (host.folder / "params.txt").read_text()
+    assert p.initialised
+    assert p.sd_model_hash == "ab" * 5
+
+
+def test_each_batch_is_one_job_with_the_webui_apis_fields(host):
+    host.process_images(host.p(prompt="a circle", seed=40, batch_size=2, n_iter=2))
+    first, second = (job.body for job in host.cloud.jobs)
+    assert (first["seed"], first["batch_size"], first["n_iter"]) == (40, 2, 1)
+    assert second["seed"] == 42
+    assert first["sampler_name"] == "Euler"
+    assert "s_tmax" not in first  # infinite: JSON has no such number
+    assert "override_settings" not in first
+    assert "alwayson_scripts" not in first
+
+
+def test_progress_is_told_and_previews_shown(host):
+    host.cloud.polls = 3
+    host.process_images(host.p(n_iter=2))
+    state = host.shared.state
+    assert (state.job_count, state.job_no) == (2, 2)
+    assert any("Cloud: Sampling" in text for text in state.told)
+    assert state.textinfo is None
+    assert state.previews
+
+
+def test_nothing_is_loaded_here(host):
+    assert host.sd_models.model_data.was_loaded_at_least_once
+    host.process_images(host.p())
+    assert host.sd_models.reloads == []
+
+
+def test_img2img_sends_picture_and_mask(host):
+    mask = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    mask.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    p = host.p("Img2Img", init_images=[Image.new("RGB", (64, 64), "red")], image_mask=mask)
+    assert len(host.process_images(p).images) == 1
+    body = host.cloud.jobs[0].body
+    assert body["task_type"] == "img2img"
+    assert decode(body["init_images"][0]).getpixel((0, 0)) == (255, 0, 0)
+    sent = decode(body["mask"])
+    assert (sent.mode, sent.getpixel((0, 0)), sent.getpixel((60, 0))) == ("L", 255, 0)
+    assert body["denoising_strength"] == 0.5
+
+
+def test_lists_of_prompts_and_seeds_stay_in_order(host):
+    p = host.p(prompt=["a", "a", "b", "c"], seed=[5, 5, 5, 5], n_iter=2, batch_size=2)
+    result = host.process_images(p)
+    assert [job.body["prompt"] for job in host.cloud.jobs] == ["a", "a", "b", "c"]
+    assert [text[0] for text in result.infotexts[1:]] == ["a", "a", "b", "c"]
+
+
+def test_settings_that_change_the_picture_travel(host):
+    host.shared.opts.CLIP_stop_at_last_layers = 2
+    p = host.p(override_settings={"sd_vae": "soft.vae.pt", "samples_format": "jpg"})
+    host.process_images(p)
+    assert host.cloud.jobs[0].body["override_settings"] == {
+        "CLIP_stop_at_last_layers": 2, "sd_vae": "soft.vae.pt", "samples_format": "jpg",
+    }  # fmt: skip
+    assert host.shared.opts.samples_format == "png"
+
+
+class Units:
+    """Another extension's always-on script with one unit."""
+
+    filename = "extensions/units/scripts/units.py"
+    arguments = 1
+    controls = (SimpleNamespace(value=None),)
+
+    def title(self):
+        return "Units"
+
+
+@pytest.mark.parametrize(("enabled", "sent"), [(True, True), (False, False)])
+def test_other_scripts_travel_only_when_they_are_on(host, enabled, sent):
+    unit = SimpleNamespace(enabled=enabled, model="canny", image=Image.new("L", (8, 8)), is_ui=True)
+    p = host.p(runner=host.runner(Units()), args=[unit])
+    host.process_images(p)
+    body = host.cloud.jobs[0].body
+    if sent:
+        (argument,) = body["alwayson_scripts"]["units"]["args"]
+        assert argument["model"] == "canny"
+        assert decode(argument["image"]).size == (8, 8)
+        assert "is_ui" not in argument
+    else:
+        assert "alwayson_scripts" not in body
+
+
+def test_a_failure_raises_and_nothing_is_made_here(host):
+    host.cloud.fail_with = "CUDA ran out of memory. Use a smaller size."
+    with pytest.raises(errors.JobFailed, match="smaller size"):
+        host.process_images(host.p())
+    assert host.sd_models.reloads == []
+
+
+def test_without_a_checkpoint_the_user_is_told_what_to_do(host):
+    p = host.p()
+    p.script_args = [0, True, "", "Automatic"]
+    with pytest.raises(errors.CloudError, match="press its refresh button"):
+        host.process_images(p)
+    assert host.cloud.jobs == []
+
+
+def test_interrupt_cancels_the_job_and_keeps_what_had_come(host):
+    host.cloud.polls = 50
+    state = host.shared.state
+
+    def answer(sent):
+        if len(host.cloud.jobs) == 2:
+            state.interrupted = True
+        elif host.cloud.jobs:
+            host.cloud.jobs[0].polls_left = 0
+        return host.cloud(sent)
+
+    host.answer = answer
+    result = host.process_images(host.p(n_iter=4))
+    assert host.cloud.cancelled == ["job-2"]
+    assert len(result.images) == 1
+
+
+def test_warnings_of_the_engine_are_shown(host):
+    host.cloud.warnings = ["tiling is not supported yet and was ignored."]
+    p = host.p()
+    host.process_images(p)
+    assert list(p.comments) == host.cloud.warnings
+
+
+def test_toggle_off_is_the_webuis_own_result(host):
+    assert host.process_images(host.p(on=False)) is host.processing.local_result
+    assert host.sd_models.reloads == ["model"]
+    assert host.cloud.jobs == []
+
+
+def test_reloading_twice_leaves_one_interceptor_and_unloading_none(host):
+    code = host.processing.process_images.__code__
+    for _ in range(2):
+        host.callbacks.script_unloaded_callback()
+        assert host.processing.process_images.__code__ is not code
+        assert not host.sd_models.model_data.was_loaded_at_least_once
+        host.load()
+        host.load()
+        assert host.processing.process_images.__code__ is code
+    host.process_images(host.p())
+    assert len(host.cloud.jobs) == 1
+    host.callbacks.script_unloaded_callback()
+    assert host.process_images(host.p()) is host.processing.local_result
+    table = host.images.FilenameGenerator.replacements
+    assert table["model_name"](SimpleNamespace(p=host.p())) == "local-model"
+
+
+def test_a_script_that_reloads_weights_at_its_end_loads_nothing(host):
+    class Plot:
+        def run(self, p):
+            result = host.process_images(p)
+            host.sd_models.reload_model_weights()
+            host.sd_vae.reload_vae_weights()
+            return result
+
+    runner = host.runner(selectable=[Plot()])
+    assert len(runner.run(host.p(runner=runner), 1).images) == 1
+    assert host.sd_models.reloads == []
+    host.sd_models.reload_model_weights()
+    assert host.sd_models.reloads == ["model"]
+
+
+def test_loading_asks_nothing_of_the_server(host):
+    with gr.Blocks():
+        controls = host.panel_module.CloudPanel().ui(is_img2img=False)
+    assert [control.value for control in controls] == [False, None, "Automatic"]
+    ((_, title, _),) = host.callbacks.ui_tabs[0]()
+    assert title == "Cloud"
+    assert host.transport.sent == []

@@ -1,0 +1,3 @@
+"""Where the host keeps its files; the test sets it."""
+
+data_path = ""

@@ -1,0 +1,18 @@
+"""The callbacks that extensions register."""
+
+ui_tabs, unloaded = [], []
+
+
+def on_ui_tabs(callback):
+    ui_tabs.append(callback)
+
+
+def on_script_unloaded(callback):
+    unloaded.append(callback)
+
+
+def script_unloaded_callback():
+    for callback in list(unloaded):
+        callback()
+    unloaded.clear()
+    ui_tabs.clear()

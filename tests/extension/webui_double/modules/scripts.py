@@ -1,0 +1,29 @@
+"""Script classes and their runner."""
+
+AlwaysVisible = object()
+
+
+class Script:
+    filename = "extension/scripts/some.py"
+    controls = None
+    args_from = args_to = 0
+
+    def title(self):
+        raise NotImplementedError
+
+    def elem_id(self, name):
+        return f"script_{self.title().lower()}_{name}"
+
+    def process(self, p, *args):
+        pass
+
+
+class ScriptRunner:
+    def __init__(self, alwayson, selectable=()):
+        self.alwayson_scripts = list(alwayson)
+        self.selectable_scripts = list(selectable)
+
+    def run(self, p, *args):
+        if not args[0]:
+            return None
+        return self.selectable_scripts[args[0] - 1].run(p)

@@ -1,0 +1,7 @@
+"""Loading of local VAEs."""
+
+from modules import sd_models
+
+
+def reload_vae_weights(sd_model=None, vae_file="unset"):
+    sd_models.reloads.append("vae")
