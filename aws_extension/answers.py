@@ -82,7 +82,6 @@ class Checkpoint:
     names: tuple[str, ...]
     created_at: datetime | None
     size: int | None
-    sha256: str
     error: str
 
 
@@ -293,7 +292,6 @@ def parse_checkpoint(raw: object) -> Checkpoint:
         names=fields.texts("name"),
         created_at=None if created is None else datetime.fromtimestamp(created, timezone.utc),
         size=fields.optional_integer("size"),
-        sha256=fields.optional_text("sha256"),
         error=fields.optional_text("error"),
     )
 

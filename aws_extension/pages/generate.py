@@ -148,8 +148,10 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
                 steps = gr.Slider(1, 100, value=20, step=1, label="Steps")
                 cfg = gr.Slider(1, 20, value=7, step=0.5, label="CFG scale")
             with gr.Row():
-                width = gr.Slider(64, 2048, value=512, step=8, label="Width")
-                height = gr.Slider(64, 2048, value=512, step=8, label="Height")
+                width = gr.Slider(64, 2048, value=512, step=8, label="Width", elem_id="sdaws_width")
+                height = gr.Slider(
+                    64, 2048, value=512, step=8, label="Height", elem_id="sdaws_height"
+                )
             with gr.Row():
                 count = gr.Slider(1, 16, value=1, step=1, label="Batch count")
                 batch = gr.Slider(1, 8, value=4, step=1, label="Batch size")

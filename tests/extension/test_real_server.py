@@ -1,0 +1,139 @@
+"""Client and uploader against the real embedded server."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aws_extension import errors
+from aws_extension.client import CloudClient, WaitStatus
+from aws_extension.pictures import encode_picture
+from aws_extension.uploader import UploadProgress, upload_checkpoint
+from middleware_api.contract import (
+    BODY_MAX_BYTES,
+    MIB,
+    CheckpointState,
+    CheckpointType,
+    InferenceState,
+    TaskType,
+)
+from tests.extension.conftest import RealServer
+
+KIND = CheckpointType.STABLE_DIFFUSION
+SMALL = {"prompt": "a circle", "steps": 3, "width": 64, "height": 64, "seed": 7}
+
+
+def models(server: RealServer) -> dict[CheckpointType, list[str]]:
+    return {KIND: [server.checkpoint]}
+
+
+def test_a_prompt_becomes_pictures_with_their_infotext(real_server):
+    client = real_server.client()
+    told: list[WaitStatus] = []
+    sent = client.submit(TaskType.TXT2IMG, models(real_server), {**SMALL, "batch_size": 2})
+    job = client.wait_for(sent.job_id, told.append)
+    assert job.state is InferenceState.SUCCEEDED
+    assert told[-1].job.is_final
+    first, second = (Image.open(io.BytesIO(c)) for c in client.download_images(sent.job_id))
+    assert first.size == second.size == (64, 64)
+    output = client.get_output(sent.job_id)
+    assert ["Seed: 7," in output.infotexts[0], "Seed: 8," in output.infotexts[1]] == [True, True]
+    assert first.info["parameters"] == output.infotexts[0]
+    assert client.list_jobs(1).jobs[0].id == sent.job_id
+
+
+def test_a_picture_too_large_for_the_gateway_goes_through_the_store(real_server):
+    client = real_server.client()
+    noise = Image.effect_noise((2000, 2000), 100).convert("RGB")
+    fields = {**SMALL, "init_images": [encode_picture(noise)], "denoising_strength": 0.6}
+    assert len(fields["init_images"][0]) > BODY_MAX_BYTES / 2
+    fields["comment_of_the_test"] = "x" * BODY_MAX_BYTES
+    sent = client.submit(TaskType.IMG2IMG, models(real_server), fields)
+    assert client.wait_for(sent.job_id).state is InferenceState.SUCCEEDED
+
+
+def test_cancel_stops_a_long_job(real_server):
+    client = real_server.client()
+    sent = client.submit(
+        TaskType.TXT2IMG, models(real_server), {**SMALL, "steps": 500, "n_iter": 4}
+    )
+    seen: list[WaitStatus] = []
+    job = client.wait_for(
+        sent.job_id, seen.append, lambda: any(status.job.progress > 0 for status in seen)
+    )
+    assert job.state is InferenceState.CANCELLED
+    client.cancel_job(sent.job_id)  # a second time is no error
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [({"steps": 0}, errors.InvalidRequest), ({"enable_hr": True}, errors.JobFailed)],
+)
+def test_what_the_server_refuses_is_said_in_its_words(real_server, fields, kind):
+    client = real_server.client()
+    with pytest.raises(kind, match=r"steps|enable_hr"):
+        client.wait_for(
+            client.submit(TaskType.TXT2IMG, models(real_server), {**SMALL, **fields}).job_id
+        )
+
+
+def test_an_unknown_checkpoint_is_named(real_server):
+    with pytest.raises(errors.NotFound, match=r"absent\.safetensors"):
+        real_server.client().submit(TaskType.TXT2IMG, {KIND: ["absent.safetensors"]}, SMALL)
+
+
+def test_a_wrong_token_is_refused(real_server):
+    with pytest.raises(errors.Unauthorised):
+        CloudClient(real_server.url, "not-the-token-of-this-server").test_connection()
+
+
+def test_an_upload_is_interrupted_resumed_and_not_sent_twice(real_server, tmp_path):
+    client = real_server.client()
+    path = _large_file(tmp_path)
+    told: list[UploadProgress] = []
+
+    def enough() -> bool:
+        return any(p.phase == "sending" and p.done >= 10 * MIB for p in told)
+
+    with pytest.raises(errors.Cancelled):
+        upload_checkpoint(
+            client,
+            path,
+            CheckpointType.VAE,
+            state_folder=tmp_path / "state",
+            on_progress=told.append,
+            should_cancel=enough,
+        )
+    again: list[UploadProgress] = []
+    made = upload_checkpoint(
+        client, path, CheckpointType.VAE, state_folder=tmp_path / "state", on_progress=again.append
+    )
+    assert made.state is CheckpointState.ACTIVE
+    assert next(p for p in again if p.phase == "sending").done > 0
+    third: list[UploadProgress] = []
+    same = upload_checkpoint(client, path, CheckpointType.VAE, on_progress=third.append)
+    assert same.id == made.id
+    assert "sending" not in {p.phase for p in third}
+    assert [c.names for c in client.list_checkpoints(types=[CheckpointType.VAE])] == [(path.name,)]
+
+
+def _large_file(folder: Path) -> Path:
+    """48 MiB in several parts, no two alike."""
+    path = folder / "large.safetensors"
+    with path.open("wb") as file:
+        for number in range(48):
+            file.write(bytes([number]) * MIB)
+    return path
+
+
+def test_endpoints_are_made_listed_and_deleted(real_server):
+    client = real_server.client()
+    made = client.create_endpoint("local", 1, "second")
+    assert made.name == "second"
+    assert "second" in [e.name for e in client.list_endpoints()]
+    client.delete_endpoints(["second"])
+    with pytest.raises(errors.NotFound, match="never-there"):
+        client.delete_endpoints(["never-there"])
