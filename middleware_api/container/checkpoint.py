@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,20 +182,18 @@ def load_checkpoint(
         unet = _build(UNet2DConditionModel, unet_shape.config())
         vae = _build(AutoencoderKL, vae_shape.config())
         text = CLIPTextModel(text_shape.config())
-    _assign(unet, _to_unet(weights, unet_shape.config()), name)
-    _assign(vae, _to_vae(weights, vae_shape.config()), name)
+    place = partial(_assign, name=name, device=device, dtype=dtype)
+    place(unet, _to_unet(weights, unet_shape.config()))
+    place(vae, _to_vae(weights, vae_shape.config()))
     text_weights = _text_weights(weights)
     positions = text_weights.pop("embeddings.position_ids", torch.arange(text_shape.positions))
-    _assign(text, text_weights, name)
+    place(text, text_weights)
     # Not a parameter, so it is still on the meta device. Some merges store it as rounded floats.
     text.embeddings.register_buffer(
-        "position_ids", positions.reshape(1, -1).round().long(), persistent=False
+        "position_ids", positions.reshape(1, -1).round().long().to(device), persistent=False
     )
     factor = 2 ** (len(vae_shape.block_channels) - 1)
-    model = StableDiffusion(name, sha256, unet, vae, text, factor)
-    for module in model.modules:
-        module.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return model
+    return StableDiffusion(name, sha256, unet, vae, text, factor)
 
 
 def _build(kind: Callable[..., nn.Module], config: dict[str, object]) -> nn.Module:
@@ -337,9 +336,13 @@ def _count(keys: Iterable[str], pattern: str) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def _assign(module: nn.Module, weights: Weights, name: str) -> None:
+def _assign(
+    module: nn.Module, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Makes the file's tensors the module's own; raises CheckpointUnreadable."""
+    placed = {key: tensor.to(device, dtype) for key, tensor in weights.items()}
     try:
-        missing, _ = module.load_state_dict(weights, strict=False, assign=True)
+        missing, _ = module.load_state_dict(placed, strict=False, assign=True)
     except RuntimeError as error:  # torch names every tensor of the wrong size
         raise CheckpointUnreadable(
             f"{name} has tensors of unexpected sizes: {' '.join(str(error).split())[:400]}"
@@ -349,3 +352,4 @@ def _assign(module: nn.Module, weights: Weights, name: str) -> None:
             f"{name} is not a complete Stable Diffusion 1.x checkpoint: {len(missing)} tensors of "
             f"its {type(module).__name__} are missing, {missing[0]} among them. Upload it again."
         )
+    module.eval().requires_grad_(False)

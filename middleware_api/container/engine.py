@@ -73,9 +73,10 @@ class Engine:
             digest = file.sha256 or _sha256(file.path)
             return load_checkpoint(file.path, file.name, digest, self._device, self._dtype)
 
-        # Half-precision files double on the CPU; a few bytes too many only evict earlier.
-        on_disk = file.path.stat().st_size if file.path.is_file() else 0
-        with self.cache.use(file.sha256 or file.key, on_disk, read) as model:
+        # Halves in the file become singles on the CPU; expecting too much only evicts earlier.
+        growth = 2 if self._dtype is torch.float32 else 1
+        expected = growth * file.path.stat().st_size if file.path.is_file() else 0
+        with self.cache.use(file.sha256 or file.key, expected, read) as model:
             yield model
 
     def warnings(self, request: GenerationRequest) -> list[str]:

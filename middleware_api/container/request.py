@@ -6,7 +6,6 @@ import base64
 import binascii
 import io
 import json
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "eta": (None,),
     "s_churn": (None, 0),
     "s_tmin": (None, 0),
-    "s_tmax": (None, 0, 1, math.inf),
+    "s_tmax": (None, 0, 1),
     "s_noise": (None, 1),
     "s_min_uncond": (None, 0),
     "refiner_checkpoint": (None, ""),
@@ -146,7 +145,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
             "unsupported_task",
         )
     try:
-        raw = json.loads(content)
+        raw = json.loads(content, parse_constant=_refuse_constant)
     except ValueError as error:
         raise BadRequest(f"The job's parameters are not JSON: {error}.") from error
     if not isinstance(raw, dict):
@@ -185,14 +184,18 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         clip_skip=settings.integer("CLIP_stop_at_last_layers", 1, 1, 12),
         image_format=_FORMATS[image_format],
         start=_start(fields) if task == contract.TaskType.IMG2IMG.value else None,
-        styles=tuple(map(str, raw.get("styles") or ())),
-        warnings=tuple(_warnings(raw, task)),
+        styles=tuple(map(str, fields.items("styles"))),
+        warnings=tuple(_warnings(fields, task)),
     )
 
 
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
 def _start(fields: _Fields) -> ImageRequest:
-    images = fields.raw.get("init_images")
-    if not isinstance(images, list) or not images:
+    images = fields.items("init_images")
+    if not images:
         raise BadRequest("img2img needs a picture in init_images (base64).", "missing_image")
     mask = None
     if fields.raw.get("mask"):
@@ -255,25 +258,25 @@ def _seed(fields: _Fields, name: str, rng: random.Random) -> int:
     return rng.randrange(SEED_MAX) if seed == -1 else seed
 
 
-def _warnings(raw: Mapping[str, Any], task: str) -> list[str]:
+def _warnings(fields: _Fields, task: str) -> list[str]:
     """One sentence for each field that asks for something the engine does not do yet."""
     found = []
-    for name, value in raw.items():
+    for name, value in fields.raw.items():
         if name in _IDLE:
             if value not in _IDLE[name]:
                 found.append(f"{name} is not supported yet and was ignored.")
         elif name not in _USED | _WITHOUT_EFFECT:
             found.append(f"{name} is not a field of this engine and was ignored.")
-    for name, value in (raw.get("override_settings") or {}).items():
+    for name, value in fields.mapping("override_settings").items():
         if name == "sd_vae":
             if value not in _DEFAULT_VAE:
                 found.append("override_settings.sd_vae is not supported yet: own VAE used.")
         elif name not in _SETTINGS_USED:
             found.append(f"override_settings.{name} is not supported yet and was ignored.")
-    for name, script in (raw.get("alwayson_scripts") or {}).items():
+    for name, script in fields.mapping("alwayson_scripts").items():
         if _asks_for_something(script):
             found.append(f"alwayson_scripts.{name} is not supported yet and was ignored.")
-    if task == contract.TaskType.IMG2IMG.value and len(raw.get("init_images") or ()) > 1:
+    if task == contract.TaskType.IMG2IMG.value and len(fields.items("init_images")) > 1:
         found.append("init_images: only the first picture was used.")
     return found
 
@@ -301,6 +304,10 @@ class _Fields:
             return default
         if not isinstance(value, str):
             raise self._wrong(name, "a text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self._wrong(name, "text without lone surrogates") from error
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -314,7 +321,7 @@ class _Fields:
     def number(self, name: str, default: float, low: float, high: float) -> float:
         value = self.raw.get(name)
         if value is None:
-            return default
+            return float(default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(name, "a number")
         if not low <= value <= high:
@@ -326,6 +333,14 @@ class _Fields:
         if value != int(value):
             raise self._wrong(name, f"a whole number, not {value:g}")
         return int(value)
+
+    def items(self, name: str) -> list[Any]:
+        value = self.raw.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self._wrong(name, "a list")
+        return value
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         value = self.raw.get(name)
