@@ -1,0 +1,291 @@
+"""One invocation in this process: what is written, when it stops, and what it answers."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from middleware_api import contract
+from middleware_api.container import storage as storage_module
+from middleware_api.container.engine import Engine, Step
+from middleware_api.container.errors import (
+    BadRequest,
+    CheckpointUnreadable,
+    ContainerError,
+    DiskFull,
+    WorkerStopping,
+)
+from middleware_api.container.job import JobRunner, ProgressReporter, parse_invocation
+from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.storage import FolderStorage
+from tests.engine_checkpoints import write_checkpoint
+
+JOB = "5a1e"
+CHECKPOINT = "Stable-diffusion/checkpoint/c1/tiny.safetensors"
+FIELDS = {"prompt": "a cat", "seed": 1, "steps": 3, "width": 64, "height": 64}
+
+
+def invocation(**changes: Any) -> contract.Invocation:
+    body: dict[str, Any] = {
+        "job_id": JOB,
+        "task_type": "txt2img",
+        "params_key": contract.params_key(contract.TaskType.TXT2IMG, JOB),
+        "checkpoints": [
+            {
+                "type": "Stable-diffusion",
+                "name": "tiny.safetensors",
+                "key": CHECKPOINT,
+                "size": 1,
+                "sha256": "",
+            }
+        ],
+        "output_prefix": contract.output_prefix(JOB),
+    }
+    return parse_invocation(json.dumps(body | changes).encode())
+
+
+class Watched(FolderStorage):
+    """A real folder that remembers what was written, and runs `after_write` once it is there."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.written: list[str] = []
+        self.after_write = lambda key: None
+
+    def write(self, key: str, content: bytes) -> None:
+        super().write(key, content)
+        self.written.append(key)
+        self.after_write(key)
+
+    def progress(self) -> contract.Progress:
+        seen: contract.Progress = json.loads(self.read(contract.progress_key(JOB)))
+        return seen
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    torch.set_num_threads(1)
+    return Engine(torch.device("cpu"), 10**9, PromptEncoder())
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Watched:
+    write_checkpoint(tmp_path / CHECKPOINT)
+    return Watched(tmp_path)
+
+
+@pytest.fixture
+def runner(engine: Engine, storage: Watched) -> JobRunner:
+    return JobRunner(engine, storage, threading.Event(), clock=lambda: 1_700_000_000.0)
+
+
+def submit(storage: FolderStorage, **fields: object) -> None:
+    key = contract.params_key(contract.TaskType.TXT2IMG, JOB)
+    storage.write(key, json.dumps(FIELDS | fields).encode())
+
+
+def test_pictures_and_progress_are_written_and_the_answer_is_the_webuis(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage, batch_size=2, n_iter=2, tiling=True)
+    result = runner.run(invocation())
+    assert result["status"] == "succeed"
+    assert result["images"] == [contract.image_key(JOB, i) for i in range(4)]
+    assert result["parameters"] == FIELDS | {"batch_size": 2, "n_iter": 2, "tiling": True}
+    info = json.loads(result["info"])
+    assert info["all_seeds"] == [1, 2, 3, 4]
+    assert info["all_prompts"] == ["a cat"] * 4
+    assert info["sd_model_name"] == "tiny"
+    assert info["job_timestamp"].startswith("202311")
+    assert info["warnings"] == ["tiling is not supported yet and was ignored."]
+    for key, infotext in zip(result["images"], info["infotexts"], strict=True):
+        picture = Image.open(io.BytesIO(storage.read(key)))
+        assert picture.format == "PNG"
+        assert picture.info["parameters"] == infotext
+    assert storage.progress() == {
+        "step": 6,
+        "total_steps": 6,
+        "fraction": 1.0,
+        "phase": "done",
+        "updated_at": 1_700_000_000.0,
+        "has_preview": False,
+    }
+
+
+def test_each_picture_is_written_before_the_next_batch_starts(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage, n_iter=3)
+    finished: list[int] = []
+    first = contract.image_key(JOB, 0)
+    storage.after_write = lambda key: finished.append(
+        sum(storage.exists(contract.image_key(JOB, i)) for i in range(3)) if key == first else 0
+    )
+    runner.run(invocation())
+    assert max(finished) == 1
+
+
+def test_a_cancelled_job_stops_at_the_next_step_and_keeps_what_is_finished(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage, n_iter=50)
+    kept = contract.image_key(JOB, 0)
+
+    def cancel_when_the_first_is_saved(key: str) -> None:
+        if key == kept:
+            storage.write(contract.cancel_key(JOB), b"")
+
+    storage.after_write = cancel_when_the_first_is_saved
+    result = runner.run(invocation())
+    assert (result["status"], result["images"]) == ("cancelled", [kept])
+    assert json.loads(result["info"])["all_seeds"] == [1]
+    progress = storage.progress()
+    assert (progress["step"], progress["total_steps"]) == (3, 150)
+    assert progress["phase"] == "cancelled"
+
+
+def test_a_job_cancelled_before_it_starts_makes_nothing(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage)
+    storage.write(contract.cancel_key(JOB), b"")
+    result = runner.run(invocation())
+    assert (result["status"], result["images"]) == ("cancelled", [])
+    assert storage.progress()["step"] == 0
+
+
+def test_a_stopping_worker_gives_the_job_back(runner: JobRunner, storage: Watched) -> None:
+    submit(storage, n_iter=50)
+    storage.after_write = lambda key: (
+        runner.stopping.set() if key == contract.image_key(JOB, 0) else None
+    )
+    with pytest.raises(WorkerStopping, match="can be queued again"):
+        runner.run(invocation())
+    assert storage.progress()["step"] == 3
+    with pytest.raises(WorkerStopping):
+        runner.run(invocation())
+
+
+def test_the_second_job_finds_the_weights_in_memory(runner: JobRunner, storage: Watched) -> None:
+    submit(storage)
+    first = runner.run(invocation())
+    storage.local_path(CHECKPOINT).unlink()
+    assert runner.run(invocation())["info"].split("subseed")[0] == first["info"].split("subseed")[0]
+
+
+def test_other_formats_are_saved_under_their_extension(runner: JobRunner, storage: Watched) -> None:
+    submit(storage, override_settings={"samples_format": "jpg"})
+    (key,) = runner.run(invocation())["images"]
+    assert key.endswith("image_0.jpg")
+    assert Image.open(io.BytesIO(storage.read(key))).format == "JPEG"
+
+
+def test_files_that_the_engine_cannot_use_are_warned_of(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage)
+    wanted = [{**invocation()["checkpoints"][0], "type": "Lora", "name": "ink.safetensors"}]
+    result = runner.run(invocation(checkpoints=[*wanted, *invocation()["checkpoints"]]))
+    assert json.loads(result["info"])["warnings"] == [
+        "Lora file ink.safetensors is not supported yet and was ignored."
+    ]
+
+
+def test_each_failure_says_what_to_do(runner: JobRunner, storage: Watched) -> None:
+    def refused(kind: type[ContainerError], words: str, **changes: Any) -> None:
+        with pytest.raises(kind, match=words):
+            runner.run(invocation(**changes))
+
+    refused(BadRequest, "are not in the object store. Submit the job again")
+    submit(storage, sampler_name="Eular")
+    refused(BadRequest, "Sampler 'Eular' is not available. Choose one of: DPM")
+    submit(storage)
+    refused(BadRequest, "names no Stable-diffusion checkpoint", checkpoints=[])
+    refused(BadRequest, "Task type 'interrogate'", task_type="interrogate")
+    refused(BadRequest, "is not a relative path", params_key="../secrets")
+    gone = {**invocation()["checkpoints"][0], "key": "gone.safetensors"}
+    refused(CheckpointUnreadable, "is not in the object store", checkpoints=[gone])
+    storage.write("gone.safetensors", b"garbage")
+    refused(CheckpointUnreadable, "is not a readable .safetensors", checkpoints=[gone])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"job_id": ""}, "is not a job id"),
+        ({"job_id": "../x"}, "is not a job id"),
+        ({"job_id": 7}, "needs the texts"),
+        ({"output_prefix": "elsewhere/"}, "output_prefix is not the job's own"),
+        ({"checkpoints": None}, "checkpoints must be a list"),
+        ({"checkpoints": [{"type": "VAE"}]}, "checkpoints must be a list"),
+    ],
+    ids=str,
+)
+def test_malformed_invocations_are_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        invocation(**change)
+
+
+def test_a_full_disk_is_told_apart(
+    runner: JobRunner, storage: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(storage)
+    replace = storage_module.os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target.suffix == ".png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(storage_module.os, "replace", full)
+    with pytest.raises(DiskFull, match="Free disk space under the object store"):
+        runner.run(invocation())
+    assert not list(storage.root.rglob("*.part"))
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a\0b"])
+def test_keys_cannot_leave_the_object_store(storage: Watched, key: str) -> None:
+    with pytest.raises(BadRequest, match="not a relative path"):
+        storage.local_path(key)
+
+
+def test_progress_is_written_with_a_preview_at_most_twice_a_second(storage: Watched) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def draw(clean: torch.Tensor) -> bytes:
+        entered.set()
+        assert go_on.wait(10)
+        return b"jpeg %d" % int(clean)
+
+    reporter = ProgressReporter(storage, JOB, clock=lambda: 5.0)
+    reporter.draw = draw
+    reporter.step(Step(0, 100, torch.tensor(0)))
+    assert entered.wait(10)
+    for done in range(1, 60):  # all of them while the first is being drawn, and soon after
+        reporter.step(Step(done, 100, torch.tensor(done)))
+    go_on.set()
+    reporter.close()
+    assert storage.written == [contract.preview_key(JOB), contract.progress_key(JOB)] * 2
+    assert storage.read(contract.preview_key(JOB)) == b"jpeg 59"
+    assert storage.progress()["step"] == 59
+    assert storage.progress()["has_preview"] is True
+
+
+def test_a_preview_that_fails_does_not_fail_the_job(storage: Watched) -> None:
+    def draw(clean: torch.Tensor) -> bytes:
+        raise RuntimeError("out of memory")
+
+    reporter = ProgressReporter(storage, JOB)
+    reporter.draw = draw
+    reporter.step(Step(1, 2, torch.tensor(0)))
+    reporter.phase("done")
+    reporter.close()
+    assert storage.progress()["phase"] == "done"

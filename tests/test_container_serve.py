@@ -1,0 +1,176 @@
+"""The container's program as a real process: its two routes, its errors, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from middleware_api import contract
+from middleware_api.container.serve import Settings
+from tests.engine_checkpoints import write_checkpoint
+from tests.server import REPOSITORY, until
+
+TOKEN = "worker-secret"
+CHECKPOINT = "Stable-diffusion/checkpoint/c1/tiny.safetensors"
+
+
+class Worker:
+    """`serve` on a free port, with an object store of its own."""
+
+    def __init__(self, root: Path, *options: str) -> None:
+        self.root = root
+        write_checkpoint(root / CHECKPOINT)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "middleware_api.container.serve", "--port=0", *options],
+            cwd=REPOSITORY,
+            env={**os.environ, "SDAWS_OBJECTS": str(root), "SDAWS_WORKER_TOKEN": TOKEN},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("serving on http://127.0.0.1:"), f"did not start: {line!r}"
+        self.client = httpx.Client(
+            base_url=line.removeprefix("serving on ").strip(),
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            timeout=60,
+        )
+
+    def invoke(self, job_id: str, checkpoint: str = CHECKPOINT, **fields: object) -> httpx.Response:
+        params = contract.params_key(contract.TaskType.TXT2IMG, job_id)
+        path = self.root / params
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = {"prompt": "a secret cat", "steps": 2, "width": 64, "height": 64}
+        path.write_text(json.dumps(small | fields))
+        file = {"type": "Stable-diffusion", "name": Path(checkpoint).name, "key": checkpoint}
+        body = {
+            "job_id": job_id,
+            "task_type": "txt2img",
+            "params_key": params,
+            "output_prefix": contract.output_prefix(job_id),
+            "checkpoints": [{**file, "size": 1, "sha256": ""}],
+        }
+        return self.client.post("/invocations", json=body)
+
+    def progress(self, job_id: str) -> dict[str, Any]:
+        path = self.root / contract.progress_key(job_id)
+        seen: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"step": 0}
+        return seen
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and log, once the process has ended."""
+        self.client.close()
+        _, log = self.process.communicate(timeout=20)
+        return self.process.returncode, log
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    running = Worker(tmp_path_factory.mktemp("objects"))
+    yield running
+    running.process.terminate()
+    code, log = running.ended()
+    assert code == 0
+    assert "finished job=good status=succeed" in log
+    assert "secret" not in log
+    assert len([line for line in log.splitlines() if "job=good" in line]) == 2
+
+
+def test_it_answers_a_job(worker: Worker) -> None:
+    assert worker.client.get("/ping").status_code == 200
+    answer = worker.invoke("good")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["images"] == [contract.image_key("good", 0)]
+    assert (worker.root / contract.image_key("good", 0)).exists()
+
+
+def test_it_wants_the_worker_token(worker: Worker) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
+        url = f"{worker.client.base_url}/invocations"
+        answer = httpx.post(url, json={}, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+def test_errors_have_a_code_and_a_sentence_and_no_stack(worker: Worker) -> None:
+    broken = worker.root / "broken.safetensors"
+    broken.write_bytes(b"garbage")
+    (worker.root / "out" / "blocked").mkdir(parents=True)
+    (worker.root / "out" / "blocked" / "result").write_text("a file where a folder must be")
+    for answer, status, code in (
+        (worker.client.post("/invocations", content=b"{"), 400, "bad_invocation"),
+        (worker.invoke("bad", sampler_name="Eular"), 400, "unknown_sampler"),
+        (worker.invoke("bad", enable_hr=True), 400, "unsupported_field"),
+        (worker.invoke("bad", "broken.safetensors"), 400, "checkpoint_unreadable"),
+        (worker.invoke("blocked"), 500, "internal_error"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+        assert len(answer.json()["error"]) > 20
+        assert "Traceback" not in answer.text
+
+
+def test_jobs_wait_for_each_other(worker: Worker) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda n: worker.invoke(f"job{n}", seed=1), range(3)))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    first, *others = [
+        (worker.root / contract.image_key(f"job{n}", 0)).read_bytes() for n in range(3)
+    ]
+    assert others == [first, first]
+
+
+def test_it_answers_pings_and_shows_previews_while_a_job_runs(worker: Worker) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(worker.invoke, "long", steps=500, n_iter=100)
+        seen = until(lambda: worker.progress("long"), lambda p: p.get("has_preview", False))
+        assert 0 < seen["step"] < seen["total_steps"] == 50_000
+        assert seen["phase"] == "sampling"
+        assert worker.client.get("/ping").status_code == 200
+        preview = (worker.root / contract.preview_key("long")).read_bytes()
+        assert preview.startswith(b"\xff\xd8\xff")
+        (worker.root / contract.cancel_key("long")).touch()
+        assert job.result(timeout=30).json()["status"] == "cancelled"
+
+
+def test_a_terminated_worker_answers_its_job_and_ends_well(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(worker.invoke, "long", steps=500, n_iter=100)
+        until(lambda: worker.progress("long"), lambda p: p["step"] > 0)
+        worker.process.send_signal(signal.SIGTERM)
+        answer = job.result(timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (503, "worker_stopping")
+    code, log = worker.ended()
+    assert code == 0
+    assert "Traceback" not in log
+
+
+def test_it_reports_a_lost_object_store_and_ends_with_its_parent(tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "objects", "--exit-with-parent")
+    assert worker.client.get("/ping").status_code == 200
+    (tmp_path / "objects").rename(tmp_path / "elsewhere")
+    answer = worker.client.get("/ping")
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unreachable")
+    assert worker.process.poll() is None
+    assert worker.ended()[0] == 0  # closes its stdin, as the end of the parent does
+
+
+def test_settings_are_read_once_and_refused_by_name(tmp_path: Path) -> None:
+    given = {"SDAWS_OBJECTS": str(tmp_path), "SDAWS_THREADS": "3", "SDAWS_CACHE_BYTES": "1000"}
+    assert Settings.from_environment(given) == Settings(tmp_path, 1000, 3, "")
+    with pytest.raises(ValueError, match="SDAWS_OBJECTS must name"):
+        Settings.from_environment({})
+    for name in ("SDAWS_THREADS", "SDAWS_CACHE_BYTES"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number above 0"):
+            Settings.from_environment(given | {name: "0"})

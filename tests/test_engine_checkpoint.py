@@ -1,0 +1,176 @@
+"""Checkpoint files: sizes read from the tensors, and one clear sentence for anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from middleware_api.container.checkpoint import (
+    StableDiffusion,
+    load_checkpoint,
+    text_of,
+    unet_shape_of,
+    vae_shape_of,
+)
+from middleware_api.container.errors import CheckpointUnreadable
+from middleware_api.container.model_cache import ModelCache
+from tests.engine_checkpoints import SD15, TINY, Size, Tensors, empty_tensors, random_tensors
+
+OLD_TEXT = "cond_stage_model.transformer.text_model."
+NEW_TEXT = "cond_stage_model.transformer."
+
+
+def load(path: Path) -> StableDiffusion:
+    return load_checkpoint(path, path.name, "", torch.device("cpu"), torch.float32)
+
+
+def saved(path: Path, tensors: Tensors) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+@contextmanager
+def refused(words: str) -> Iterator[None]:
+    with pytest.raises(CheckpointUnreadable, match=words) as caught:
+        yield
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [TINY, SD15], ids=["tiny", "SD 1.5"])
+def test_sizes_are_read_from_the_tensors(size: Size) -> None:
+    shapes = {name: tuple(t.shape) for name, t in empty_tensors(size).items()}
+    assert unet_shape_of(shapes) == size.unet
+    assert vae_shape_of(shapes) == size.vae
+    assert text_of(shapes) == size.text
+
+
+def test_stable_diffusion_15_is_described_as_in_its_published_config() -> None:
+    config = SD15.unet.config()
+    assert config["down_block_types"] == ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    assert config["up_block_types"] == ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    assert SD15.text.config().num_attention_heads == 12
+    count = sum(tensor.numel() for tensor in empty_tensors(SD15).values())
+    assert count == 859_520_964 + 83_653_863 + 123_060_480  # UNet, VAE, text encoder
+
+
+def test_all_weights_of_the_file_reach_the_modules(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    model = load(saved(tmp_path / "tiny.safetensors", tensors))
+    assert sum(p.numel() for m in model.modules for p in m.parameters()) == sum(
+        t.numel() for t in tensors.values()
+    )
+    assert model.n_bytes == 4 * sum(t.numel() for t in tensors.values())
+    assert model.latent_factor == 8
+    assert model.title == "tiny"
+
+
+def test_text_encoders_load_under_both_of_their_names(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    positions = torch.arange(77, dtype=torch.float16).flip(0)[None]  # as some merges store them
+    tensors[f"{OLD_TEXT}embeddings.position_ids"] = positions
+    renamed = {name.replace(OLD_TEXT, NEW_TEXT): tensor for name, tensor in tensors.items()}
+    for path in (
+        saved(tmp_path / "old.safetensors", tensors),
+        saved(tmp_path / "new.safetensors", renamed),
+    ):
+        encoder = load(path).text_encoder
+        assert encoder.embeddings.position_ids.tolist() == [[*range(76, -1, -1)]]
+
+
+def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
+    one = torch.zeros(1)
+    for tensor, kind in (
+        ("conditioner.embedders.0.transformer.x", "a Stable Diffusion XL checkpoint"),
+        ("cond_stage_model.model.ln_final.bias", "a Stable Diffusion 2.x checkpoint"),
+        ("lora_unet_down_blocks_0.lora_up.weight", "a LoRA"),
+        ("control_model.zero_convs.0.0.bias", "a ControlNet"),
+        ("emb_params", "a textual inversion embedding"),
+        ("first_stage_model.decoder.conv_in.bias", "it has no UNet"),
+    ):
+        with refused(kind):
+            load(saved(tmp_path / "other.safetensors", {tensor: one}))
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole.safetensors", random_tensors()).read_bytes()
+    for content in (whole[:-1000], b"<html>not found</html>", b""):
+        path = tmp_path / "broken.safetensors"
+        path.write_bytes(content)
+        with refused("broken.safetensors is not a readable .safetensors file"):
+            load(path)
+    with refused("absent.safetensors is not in the object store"):
+        load(tmp_path / "absent.safetensors")
+    with refused("old.ckpt is a .ckpt; this engine loads .safetensors files only"):
+        load(tmp_path / "old.ckpt")
+
+
+def test_incomplete_checkpoints_say_what_is_missing(tmp_path: Path) -> None:
+    for missing in (
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.out.0.bias",
+        "first_stage_model.post_quant_conv.weight",
+        f"{OLD_TEXT}final_layer_norm.weight",
+    ):
+        tensors = random_tensors()
+        del tensors[missing]
+        with refused(r"not a complete Stable Diffusion 1.x checkpoint.* (is|are) missing"):
+            load(saved(tmp_path / "part.safetensors", tensors))
+    tensors = {n: t for n, t in random_tensors().items() if not n.startswith(NEW_TEXT)}
+    with refused("it has no text encoder"):
+        load(saved(tmp_path / "part.safetensors", tensors))
+
+
+def test_variants_that_the_engine_cannot_sample_are_refused(tmp_path: Path) -> None:
+    entry = "model.diffusion_model.input_blocks.0.0.weight"
+    tokens = f"{OLD_TEXT}embeddings.token_embedding.weight"
+    block = "model.diffusion_model.out.0.weight"
+    for name, tensor, words in (
+        (entry, torch.zeros(32, 9, 3, 3), "inpainting model"),
+        (tokens, torch.zeros(1000, 64), "1000 of CLIP's 49408 tokens"),
+        (block, torch.ones(64), "tensors of unexpected sizes"),
+    ):
+        with refused(words):
+            load(saved(tmp_path / "odd.safetensors", {**random_tensors(), name: tensor}))
+
+
+def test_the_cache_stays_within_its_bytes_and_keeps_what_was_used_last() -> None:
+    cache = ModelCache[bytes](10, len)
+    loads: list[str] = []
+
+    def use(key: str, size: int) -> None:
+        def load() -> bytes:
+            loads.append(key)
+            return bytes(size)
+
+        with cache.use(key, size, load) as model:
+            assert len(model) == size
+
+    for key in ("a", "b", "a", "c"):  # 4 bytes each: the third to come finds two
+        use(key, 4)
+    assert loads == ["a", "b", "c"]
+    assert cache.keys == ["a", "c"]
+    use("whole", 10)
+    assert cache.keys == ["whole"]
+
+
+def test_the_cache_never_drops_what_is_in_use() -> None:
+    cache = ModelCache[bytes](10, len)
+    with cache.use("a", 8, lambda: bytes(8)):
+        with cache.use("b", 8, lambda: bytes(8)):
+            assert cache.keys == ["a", "b"]
+        with cache.use("c", 8, lambda: bytes(8)):
+            assert cache.keys == ["a", "c"]
+
+
+def test_room_is_made_before_a_model_is_loaded() -> None:
+    cache = ModelCache[bytes](10, len)
+    with cache.use("a", 8, lambda: bytes(8)):
+        pass
+    seen: list[list[str]] = []
+    with cache.use("b", 8, lambda: seen.append(cache.keys) or bytes(8)):
+        assert seen == [[]]
