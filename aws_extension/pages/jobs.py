@@ -41,12 +41,11 @@ def _card(job: InferenceJob, thumbnail: str) -> str:
     picture = (
         f"<img alt='' src='{thumbnail}'>" if thumbnail else "<span class='sdaws-blank'></span>"
     )
-    more = f"{len(job.image_names)} picture(s)" if job.image_names else ""
+    facts = [f"{len(job.image_names)} picture(s)"] if job.image_names else []
     if job.started_at and job.completed_at:
         seconds = max(timedelta(0), job.completed_at - job.started_at).total_seconds()
-        more += f" · {seconds:.0f} s"
-    if not job.is_final:
-        more = WaitStatus(job).describe()
+        facts.append(f"{seconds:.0f} s")
+    more = " · ".join(facts) if job.is_final else WaitStatus(job).describe()
     return (
         f"<button type='button' class='sdaws-card' data-sdaws-job='{html.escape(job.id)}'>"
         f"{picture}<span class='sdaws-line'>{html.badge(kind, word)} {html.escape(job.task)}</span>"

@@ -61,7 +61,10 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
                     elem_id=self.elem_id("endpoint"),
                 )
                 refresh = gr.Button(
-                    "Refresh", elem_id=self.elem_id("refresh"), elem_classes=["sdaws-small"]
+                    "Refresh",
+                    elem_id=self.elem_id("refresh"),
+                    elem_classes=["sdaws-small"],
+                    size="sm",
                 )
             status = gr.HTML(elem_id=self.elem_id("status"))
         inputs, outputs = [checkpoint, endpoint], [checkpoint, endpoint, status]

@@ -72,6 +72,7 @@ def fake_client(fake_time: FakeTime) -> Callable[[Handler], tuple[CloudClient, F
 
 
 REPOSITORY = Path(__file__).parents[2]
+DEMO_CHECKPOINT = REPOSITORY / "middleware_api" / "demo" / "demo.safetensors"
 MIDDLEWARE_PYTHON = REPOSITORY / ".venv" / "bin" / "python"
 
 
@@ -95,13 +96,7 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer
     if not MIDDLEWARE_PYTHON.exists():
         pytest.skip("the middleware's environment .venv is missing: make it by `make test`")
     folder = tmp_path_factory.mktemp("server")
-    weights = folder / "tiny.safetensors"
-    script = (
-        "import sys; from pathlib import Path; "
-        "from middleware_api.demo.random_weights import write_random_checkpoint; "
-        "write_random_checkpoint(Path(sys.argv[1]))"
-    )
-    subprocess.run([str(MIDDLEWARE_PYTHON), "-c", script, str(weights)], cwd=REPOSITORY, check=True)
+    weights = _weights(folder)
     process = subprocess.Popen(
         [str(MIDDLEWARE_PYTHON), "-m", "middleware_api", "serve", "--port=0"],
         cwd=REPOSITORY,
@@ -122,6 +117,20 @@ def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer
         process.send_signal(signal.SIGINT)
         process.wait(30)
         process.stdout.close()
+
+
+def _weights(folder: Path) -> Path:
+    """The demo checkpoint, or one of its size with random weights where it is not there."""
+    if DEMO_CHECKPOINT.exists():
+        return DEMO_CHECKPOINT
+    path = folder / "random-weights.safetensors"
+    script = (
+        "import sys; from pathlib import Path; "
+        "from middleware_api.demo.random_weights import write_random_checkpoint; "
+        "write_random_checkpoint(Path(sys.argv[1]))"
+    )
+    subprocess.run([str(MIDDLEWARE_PYTHON), "-c", script, str(path)], cwd=REPOSITORY, check=True)
+    return path
 
 
 def _make_ready(server: RealServer) -> None:
