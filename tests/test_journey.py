@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,8 +12,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from middleware_api.demo.random_weights import write_random_checkpoint
 from tests.server import Server, until
-from tests.weights import random_checkpoint
 
 REQUEST = {
     "task_type": "txt2img",
@@ -29,8 +30,10 @@ LONG = {**REQUEST, "steps": 500, "n_iter": 100}
 
 
 @pytest.fixture(scope="session")
-def weights() -> bytes:
-    return random_checkpoint()
+def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write_random_checkpoint(path)
+    return path.read_bytes()
 
 
 @pytest.fixture
@@ -75,7 +78,7 @@ def test_a_prompt_becomes_a_picture_with_its_infotext(studio: Server) -> None:
         "/inference/get-inference-job-param-output", params={"jobID": job["InferenceJobId"]}
     ).json()
     output = httpx.get(url).json()
-    assert output["info"]["seed"] == 7
+    assert json.loads(output["info"])["seed"] == 7
     assert output["parameters"]["steps"] == 4
     assert output["inference_id"] == job["InferenceJobId"]
 

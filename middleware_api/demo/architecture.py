@@ -78,8 +78,6 @@ def text_config(vocabulary: int = VOCABULARY, end_token: int = END_TOKEN) -> CLI
     )
 
 
-def build_text_encoder(
-    vocabulary: int = VOCABULARY, end_token: int = END_TOKEN
-) -> CLIPTextModel:
+def build_text_encoder(vocabulary: int = VOCABULARY, end_token: int = END_TOKEN) -> CLIPTextModel:
     """CLIP's text tower; the UNet reads its last hidden states after the final norm."""
     return CLIPTextModel(text_config(vocabulary, end_token))

@@ -61,12 +61,21 @@ def train_autoencoder(recipe: AutoencoderRecipe, state_dir: Path) -> Autoencoder
         done = step + 1
         if done % 50 == 0:
             psnr = -10 * math.log10(sum(errors) / len(errors) / 4)
-            print(f"autoencoder {done}/{recipe.steps} psnr {psnr:.1f} dB "
-                  f"{time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"autoencoder {done}/{recipe.steps} psnr {psnr:.1f} dB "
+                f"{time.monotonic() - began:.0f} s",
+                flush=True,
+            )
             errors.clear()
         if done % recipe.save_every == 0:
-            save_state(partial, {"model": autoencoder.state_dict(),
-                                 "optimizer": optimizer.state_dict(), "step": done})
+            save_state(
+                partial,
+                {
+                    "model": autoencoder.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": done,
+                },
+            )
     autoencoder.eval().requires_grad_(False)
     _fold_latent_spread(autoencoder, recipe)
     save_state(finished, {"model": autoencoder.state_dict()})
@@ -83,8 +92,9 @@ def _train_step(
     rng = random.Random(f"{recipe.seed}-{step}")
     noise = torch.Generator().manual_seed(recipe.seed * 1_000_000 + step)
     if step < recipe.crop_steps:
-        pictures = [_crop(_any_picture(rng), recipe.crop_side, rng)
-                    for _ in range(recipe.crop_batch)]
+        pictures = [
+            _crop(_any_picture(rng), recipe.crop_side, rng) for _ in range(recipe.crop_batch)
+        ]
     else:
         pictures = [_any_picture(rng) for _ in range(recipe.whole_batch)]
     target = to_tensor(pictures)
@@ -110,8 +120,9 @@ def _any_picture(rng: random.Random) -> Pixels:
     """A demo picture, or as often one of any colours, shaded, with several shapes."""
     if rng.random() < 0.75:
         return draw(random_scene(rng))
-    slope = (np.linspace(0, 1, SIDE, dtype=np.float32)[:, None, None]
-             * np.float32(rng.random() < 0.5))
+    slope = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None, None] * np.float32(
+        rng.random() < 0.5
+    )
     picture = (1 - slope) * _any_colour(rng) + slope * _any_colour(rng)
     picture = np.broadcast_to(picture, (SIDE, SIDE, 3))
     if rng.random() < 0.5:

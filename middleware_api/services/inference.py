@@ -364,7 +364,7 @@ class InferenceService:
     def _write_result(self, job: InferenceJob, result: InvocationResult) -> None:
         document = {
             "parameters": result["parameters"],
-            "info": json.loads(result["info"]),
+            "info": result["info"],
             "endpoint_name": job.endpoint_name,
             "inference_id": job.id,
             "sagemaker": {"status": result["status"], "images": result["images"]},
