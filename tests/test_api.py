@@ -247,3 +247,46 @@ def test_strangers_are_let_in_only_with_a_long_token(tmp_path: Path) -> None:
 
 def test_the_token_file_is_the_owners_alone(shared: Server) -> None:
     assert (shared.data_dir / "api_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_part_that_is_wrong_is_named(shared: Server) -> None:
+    created = shared.client.post(
+        "/checkpoint",
+        json={
+            "checkpoint_type": "VAE",
+            "filenames": [{"filename": "p.pt", "parts_number": 2}],
+        },
+    ).json()
+    etags = [
+        httpx.put(part["url"], content=b"short").headers["ETag"]
+        for part in created["s3PresignUrl"][0]["parts"]
+    ]
+
+    def complete(*tags: tuple[int, str]) -> httpx.Response:
+        named = [{"PartNumber": number, "ETag": etag} for number, etag in tags]
+        return shared.client.put(
+            "/checkpoint",
+            json={
+                "checkpoint_id": created["checkpoint"]["id"],
+                "status": "Active",
+                "multi_parts_tags": {"p.pt": named},
+            },
+        )
+
+    for tags, code in (
+        ([(1, "other")], "part_differs"),
+        ([(2, etags[1]), (1, etags[0])], "parts_out_of_order"),
+        ([(1, etags[0]), (2, etags[1])], "part_too_small"),
+        ([(3, etags[0])], "parts_missing"),
+    ):
+        answer = complete(*tags)
+        assert (answer.status_code, answer.json()["code"]) == (409, code)
+    unknown = shared.client.put(
+        "/checkpoint",
+        json={
+            "checkpoint_id": created["checkpoint"]["id"],
+            "status": "Active",
+            "multi_parts_tags": {"q.pt": [{"PartNumber": 1, "ETag": "x"}]},
+        },
+    )
+    assert (unknown.status_code, "p.pt" in unknown.text) == (422, True)

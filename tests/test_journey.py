@@ -177,3 +177,11 @@ def test_the_same_idempotency_key_is_the_same_job(studio: Server) -> None:
     assert first["inference_id"] == second["inference_id"]
     other = studio.client.post("/inference/v2", json={**REQUEST, "seed": 8}, headers=headers)
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_key_reused")
+
+
+def test_an_endpoint_whose_workers_cannot_start_fails_with_their_reason(tmp_path: Path) -> None:
+    server = Server(tmp_path / "var", SDAWS_CACHE_BYTES="plenty")
+    endpoint = server.deploy()
+    assert endpoint["endpoint_status"] == "Failed"
+    assert "SDAWS_CACHE_BYTES must be a whole number" in endpoint["error"]
+    server.stop()

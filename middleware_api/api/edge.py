@@ -15,6 +15,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,6 +87,8 @@ class Edge:
             await self._app(scope, receive, send_with_id)
         except ServiceError as error:
             await error_response(error, request_id)(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger.info("request %s: the caller hung up", request_id)
         except Exception as error:
             if started:
                 raise

@@ -48,7 +48,7 @@ class ProcessEndpoints:
         queue: JobQueue,
         settings_for: Callable[[int], WorkerSettings],
     ) -> None:
-        """`settings_for` gets the number of workers of the endpoint."""
+        """`settings_for` gets the number of workers on this machine."""
         self._queue = queue
         self._settings_for = settings_for
         self._running: dict[str, _Running] = {}
@@ -64,7 +64,8 @@ class ProcessEndpoints:
         running = _Running(endpoint, settled=endpoint.state)
         with self._lock:
             self._running[endpoint.name] = running
-        settings = self._settings_for(endpoint.initial_instance_count)
+            workers = sum(r.endpoint.initial_instance_count for r in self._running.values())
+        settings = self._settings_for(workers)
         for number in range(endpoint.initial_instance_count):
             slot = _Slot(f"{endpoint.name}/{number}", self, running, self._queue, settings)
             running.slots.append(slot)
@@ -99,6 +100,9 @@ class ProcessEndpoints:
         if running is None:
             self._fail(invocation["job_id"], endpoint_name, _deleted(endpoint_name))
             return
+        if running.settled is EndpointState.FAILED:
+            self._fail(invocation["job_id"], endpoint_name, _failed(endpoint_name))
+            return
         for slot in running.slots:
             slot.wake()
 
@@ -126,8 +130,11 @@ class ProcessEndpoints:
 
     def cannot_start(self, running: _Running, reason: str) -> None:
         """A slot has tried often enough; the endpoint fails when no other slot works."""
-        if not any(slot.ready for slot in running.slots):
-            self._settle(running, EndpointState.FAILED, reason)
+        if any(slot.ready for slot in running.slots):
+            return
+        self._settle(running, EndpointState.FAILED, reason)
+        for job_id in self._queue.waiting(running.endpoint.name):
+            self._fail(job_id, running.endpoint.name, _failed(running.endpoint.name))
 
     def run(self, job: QueuedJob, worker: Worker, endpoint: str) -> None:
         """Run one leased job on a worker and record its end, whatever it is.
@@ -193,6 +200,10 @@ def _deleted(endpoint: str) -> str:
     return f"Endpoint '{endpoint}' was deleted before the job was done. Submit it to another one."
 
 
+def _failed(endpoint: str) -> str:
+    return f"Endpoint '{endpoint}' has failed. GET /endpoints tells why; submit to another one."
+
+
 class _Slot:
     """One instance: a thread that keeps a worker alive and feeds it."""
 
@@ -253,6 +264,10 @@ class _Slot:
                     failed_starts += 1
                     reason = str(error)
                 logger.warning("worker %s: %s", self._name, error)
+            except Exception as fault:  # the thread's edge: an instance must not vanish silently
+                failed_starts += 1
+                reason = f"A fault in the server ({type(fault).__name__}: {fault}); see its log."
+                logger.exception("worker %s", self._name)
             finally:
                 self._put_worker_away()
         if not self._stopping:
@@ -270,6 +285,8 @@ class _Slot:
 
     def _serve(self, worker: Worker) -> None:
         while not self._stopping:
+            if not worker.is_alive():
+                raise WorkerDied("it died while it was idle")
             job = self._queue.lease(self._running.endpoint.name)
             if job is not None:
                 self._run(job, worker)
@@ -279,8 +296,6 @@ class _Slot:
                     # The time bounds how long a worker that died idle goes unnoticed.
                     self._condition.wait(timeout=1.0)
                 self._woken = False
-            if not self._stopping and not worker.is_alive():
-                raise WorkerDied("it died while it was idle")
 
     def _run(self, job: QueuedJob, worker: Worker) -> None:
         endpoint = self._running.endpoint.name

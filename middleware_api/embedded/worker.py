@@ -115,6 +115,7 @@ class Worker:
             answer = self._client.post("/invocations", json=invocation)
         except httpx.TimeoutException as error:
             self.process.kill()
+            self.process.wait()
             raise WorkerRefused(
                 f"The job ran longer than {self._settings.job_seconds:.0f} s and was stopped. "
                 "Ask for fewer steps or pictures, or raise SDAWS_JOB_SECONDS."

@@ -230,8 +230,8 @@ class InferenceService:
 
     def starting(self, job_id: str) -> bool:
         """An instance is about to begin the job; False when nobody wants it any more."""
-        job = self.get(job_id)
-        if job.state is not InferenceState.IN_PROGRESS:
+        job = self._existing(job_id)
+        if job is None or job.state is not InferenceState.IN_PROGRESS:
             return False
         if self._objects.size(contract.cancel_key(job.id)) is not None:
             self._finish(job, InferenceState.CANCELLED)
@@ -241,8 +241,8 @@ class InferenceService:
 
     def finished(self, event: InvocationFinished) -> None:
         """Note a job's end; a late or second word changes nothing."""
-        job = self.get(event.job_id)
-        if job.state in INFERENCE_FINAL:
+        job = self._existing(event.job_id)
+        if job is None or job.state in INFERENCE_FINAL:
             return
         raw = json.dumps(
             {

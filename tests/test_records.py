@@ -1,0 +1,122 @@
+"""What any adapter of `ports.Records` must do; today there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from middleware_api.contract import CheckpointState, CheckpointType
+from middleware_api.embedded.database import MIGRATIONS, Database
+from middleware_api.embedded.records import SqliteRecords
+from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecord
+from middleware_api.records import Checkpoint
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[SqliteRecords]:
+    database = Database(tmp_path / "records.sqlite3")
+    yield SqliteRecords(database)
+    database.close()
+
+
+def checkpoint(number: int, **changes: object) -> Checkpoint:
+    base = Checkpoint(
+        id=f"id-{number:03}",
+        owner="somebody",
+        created_at=1000.0 + number // 2,  # pairs of the same age: the id decides
+        type=CheckpointType.LORA if number % 3 else CheckpointType.VAE,
+        state=CheckpointState.ACTIVE if number % 2 else CheckpointState.INITIAL,
+        files=(),
+        params={"number": number},
+    )
+    return replace(base, **changes)
+
+
+def test_a_record_comes_back_as_it_was(records: SqliteRecords) -> None:
+    records.add(checkpoint(1))
+    assert records.get(Checkpoint, "id-001") == checkpoint(1)
+    with pytest.raises(Conflict):
+        records.add(checkpoint(1))
+    with pytest.raises(NotFound, match="id-002"):
+        records.get(Checkpoint, "id-002")
+
+
+def test_of_two_writers_one_is_told(records: SqliteRecords) -> None:
+    records.add(checkpoint(1))
+    first = second = records.get(Checkpoint, "id-001")
+    after = records.update(replace(first, error="first"))
+    assert records.get(Checkpoint, "id-001") == after
+    with pytest.raises(StaleRecord):
+        records.update(replace(second, error="second"))
+    assert records.get(Checkpoint, "id-001").error == "first"
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+def test_pages_have_every_record_once_newest_first(records: SqliteRecords, limit: int) -> None:
+    for number in range(20):
+        records.add(checkpoint(number))
+    states = [CheckpointState.ACTIVE.value, CheckpointState.INITIAL.value]
+    labels = [CheckpointType.LORA.value, CheckpointType.VAE.value]
+    for filters in (
+        {},
+        {"states": states},
+        {"labels": labels},
+        {"states": states, "labels": labels},
+    ):
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = records.page(Checkpoint, limit=limit, cursor=cursor, **filters)
+            seen += [item.id for item in page.items]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert seen == [f"id-{n:03}" for n in reversed(range(20))], filters
+
+
+def test_filters_are_ors_within_and_ands_between(records: SqliteRecords) -> None:
+    for number in range(12):
+        records.add(checkpoint(number))
+    page = records.page(Checkpoint, states=["Active"], labels=["VAE"], limit=50)
+    assert [item.params["number"] for item in page.items] == [9, 3]
+    assert records.page(Checkpoint, states=["Fail"], limit=50).items == []
+
+
+def test_a_made_up_cursor_is_refused(records: SqliteRecords) -> None:
+    for cursor in ("nonsense", "e30=", "WzFd"):
+        with pytest.raises(InvalidRequest):
+            records.page(Checkpoint, limit=1, cursor=cursor)
+
+
+def test_only_what_is_due_is_due_most_overdue_first(records: SqliteRecords) -> None:
+    records.add(checkpoint(1, check_at=30.0))
+    records.add(checkpoint(2, check_at=10.0))
+    records.add(checkpoint(3, check_at=None))
+    records.add(checkpoint(4, check_at=31.0))
+    assert [r.id for r in records.due(Checkpoint, 30.0, 10)] == ["id-002", "id-001"]
+    assert [r.id for r in records.due(Checkpoint, 30.0, 1)] == ["id-002"]
+
+
+def test_a_key_belongs_to_who_came_first_until_it_is_released(records: SqliteRecords) -> None:
+    assert records.lookup("name") is None
+    assert records.claim("name", "a") == "a"
+    assert records.claim("name", "b") == "a"
+    records.release("name", "b")
+    assert records.lookup("name") == "a"
+    records.release("name", "a")
+    assert records.claim("name", "b") == "b"
+    records.bind("name", "c")
+    assert records.lookup("name") == "c"
+
+
+def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.sqlite3"
+    database = Database(path)
+    with database.transaction() as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    database.close()
+    with pytest.raises(RuntimeError, match="newer version"):
+        Database(path)
