@@ -228,7 +228,6 @@ class Progress(TypedDict):
 
 
 # Object keys. One place, so that the API, the container and the AWS roles agree.
-UPLOADS_PREFIX = "uploads/"
 
 
 def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> str:
