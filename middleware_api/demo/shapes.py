@@ -144,13 +144,14 @@ def draw(scene: Scene, side: int = SIDE) -> Pixels:
 
 def rgb(colour: str) -> Pixels:
     """The palette colour as three floats, 0 to 1."""
-    return np.asarray(PALETTE[colour], dtype=np.float32) / 255
+    return (np.asarray(PALETTE[colour], dtype=np.float32) / 255).astype(np.float32)
 
 
 def coverage(shape: Shape, centre_x: float, centre_y: float, radius: float, side: int) -> Pixels:
     """How much of each pixel the shape covers, 0 to 1, from its signed distance."""
-    ticks = (np.arange(side, dtype=np.float32) + 0.5) / side
-    x, y = (ticks - np.float32(centre_x))[None, :], (ticks - np.float32(centre_y))[:, None]
+    ticks = ((np.arange(side, dtype=np.float32) + 0.5) / side).astype(np.float32)
+    x: Pixels = ticks[None, :] - np.float32(centre_x)
+    y: Pixels = ticks[:, None] - np.float32(centre_y)
     distance = _signed_distance(shape, x, y, radius)
     return np.clip(0.5 - distance * side, 0, 1).astype(np.float32)
 
@@ -175,7 +176,8 @@ def _signed_distance(shape: Shape, x: Pixels, y: Pixels, radius: float) -> Pixel
             upright = np.maximum(across - arm, down - radius)
             level = np.maximum(across - radius, down - arm)
             distance = np.minimum(upright, level)
-    return distance.astype(np.float32)
+    signed: Pixels = distance.astype(np.float32)
+    return signed
 
 
 def read_picture(picture: Pixels) -> Reading:

@@ -11,9 +11,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from middleware_api.demo.architecture import LATENT_SCALE, build_autoencoder
+from middleware_api.demo.architecture import LATENT_CHANNELS, LATENT_SCALE, build_autoencoder
 from middleware_api.demo.saved_state import load_state, save_state
 from middleware_api.demo.shapes import SHAPES, SIDE, Pixels, coverage, draw, random_scene
+
+_GROUP = 3  # channels in a norm group: 96 over LDM's 32
+_CARRIER = 2.0
+_START_LOG_VARIANCE = -6.0
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,13 @@ class AutoencoderRecipe:
     """Crops first, because a step on a quarter of the picture costs a quarter; whole ones last."""
 
     seed: int = 11
-    crop_steps: int = 1700
+    crop_steps: int = 1600
     whole_steps: int = 300
     crop_side: int = 32
     crop_batch: int = 16
-    whole_batch: int = 8
-    learning_rate: float = 2e-3
-    kl_weight: float = 5e-3
+    whole_batch: int = 6
+    learning_rate: float = 1e-3
+    latent_noise: float = 0.05  # what the decoder must bear from a denoiser that is never exact
     save_every: int = 100
 
     @property
@@ -43,6 +47,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, state_dir: Path) -> Autoencoder
     """
     torch.manual_seed(recipe.seed)
     autoencoder = build_autoencoder().to(memory_format=torch.channels_last)
+    start_linear(autoencoder)
     finished = state_dir / "autoencoder.pt"
     if finished.exists():
         autoencoder.load_state_dict(load_state(finished)["model"])
@@ -82,6 +87,61 @@ def train_autoencoder(recipe: AutoencoderRecipe, state_dir: Path) -> Autoencoder
     return autoencoder
 
 
+@torch.no_grad()
+def start_linear(autoencoder: AutoencoderKL) -> None:
+    """Start as an 8 x 8 mosaic of the picture, so that training has only edges to add.
+
+    Residual branches start at zero, down- and upsampling as plain mean and repetition. Each norm
+    group of three channels carries a signal, its negative and a constant: without the constant
+    normalisation would erase flat colour, of which the pictures are made, and with the negative
+    a signal passes the last activation unchanged, since silu(x) - silu(-x) = x.
+    """
+    encoder, decoder = autoencoder.encoder, autoencoder.decoder
+    for module in autoencoder.modules():
+        if hasattr(module, "conv2"):
+            module.conv2.weight.zero_()
+        if hasattr(module, "to_out"):
+            module.to_out[0].weight.zero_()
+            module.to_out[0].bias.zero_()
+    for block in encoder.down_blocks[:-1]:
+        _repeat_trunk(block.downsamplers[0].conv, slice(0, 2), 1 / 4)
+    for block in decoder.up_blocks[:-1]:
+        _repeat_trunk(block.upsamplers[0].conv, slice(1, 2), 1)
+    for conv in (autoencoder.quant_conv, autoencoder.post_quant_conv):
+        conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
+        conv.bias.zero_()
+
+    groups = encoder.conv_in.out_channels // _GROUP
+    spread = functional.normalize(torch.randn(groups, 3), dim=1)
+    # Within a group: mean a third of the carrier; variance the carrier's and the signals'.
+    norm_std = math.sqrt(_CARRIER**2 * (1 / _GROUP - 1 / _GROUP**2) + 2 / _GROUP * 0.3)
+    read = torch.linalg.pinv(spread) * norm_std
+    for conv in (encoder.conv_in, decoder.conv_in):
+        conv.weight.mul_(0.1)
+        members = conv.weight.unflatten(0, (groups, _GROUP))
+        members[:, 0, :3, 1, 1] += spread
+        members[:, 1] = -members[:, 0]
+        members[:, 2] = 0
+        conv.bias.copy_(torch.tensor([0.0, 0.0, _CARRIER]).repeat(groups))
+    for side in (encoder, decoder):
+        side.conv_norm_out.bias.fill_(_CARRIER / _GROUP / norm_std)
+        readers = side.conv_out.weight.unflatten(1, (groups, _GROUP))
+        readers[:3] = 0
+        readers[:3, :, 0, 1, 1] = read
+        readers[:3, :, 1, 1, 1] = -read
+        side.conv_out.bias.zero_()
+    encoder.conv_out.weight[LATENT_CHANNELS:] = 0
+    encoder.conv_out.bias[LATENT_CHANNELS:] = _START_LOG_VARIANCE
+
+
+def _repeat_trunk(conv: torch.nn.Conv2d, taps: slice, weight: float) -> None:
+    """Every channel to itself, with this weight at these taps."""
+    conv.weight.zero_()
+    torch.nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    channels = torch.arange(conv.out_channels)
+    conv.weight[channels, channels, taps, taps] = weight
+
+
 def _train_step(
     autoencoder: AutoencoderKL,
     optimizer: torch.optim.Optimizer,
@@ -98,13 +158,13 @@ def _train_step(
     else:
         pictures = [_any_picture(rng) for _ in range(recipe.whole_batch)]
     target = to_tensor(pictures)
-    posterior = autoencoder.encode(target).latent_dist
-    output = autoencoder.decode(posterior.sample(generator=noise)).sample
+    latents = autoencoder.encode(target).latent_dist.mean
+    latents = latents + recipe.latent_noise * torch.randn(latents.shape, generator=noise)
+    output = autoencoder.decode(latents).sample
     squared = functional.mse_loss(output, target)
-    divergence = posterior.kl().sum() / target.numel()
-    loss = functional.l1_loss(output, target) + squared + recipe.kl_weight * divergence
+    loss = functional.l1_loss(output, target) + 0.5 * squared
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
     optimizer.step()
     return squared.item()
@@ -156,7 +216,8 @@ def _fold_latent_spread(autoencoder: AutoencoderKL, recipe: AutoencoderRecipe) -
     """
     rng = random.Random(f"{recipe.seed}-spread")
     pictures = to_tensor([draw(random_scene(rng)) for _ in range(256)])
-    means = torch.cat([autoencoder.encode(part).latent_dist.mean for part in pictures.split(32)])
+    parts = torch.split(pictures, 32)
+    means = torch.cat([autoencoder.encode(part).latent_dist.mean for part in parts])
     factor = 1 / (means.std().item() * LATENT_SCALE)
     channels = means.shape[1]
     autoencoder.quant_conv.weight[:channels] *= factor
