@@ -21,7 +21,7 @@ LATENT_SCALE = 0.18215  # SD 1.x: latents times this have unit spread
 
 TEXT_WIDTH = 64
 TEXT_LAYERS = 2
-UNET_CHANNELS = (64, 64, 128)  # LDM wants whole multiples of the first
+UNET_CHANNELS = (96, 96)  # LDM wants whole multiples of the first
 VAE_CHANNELS = (96, 96, 96, 96)
 
 TRAIN_TIMESTEPS = 1000
@@ -51,8 +51,8 @@ def build_unet() -> UNet2DConditionModel:
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=UNET_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=8,  # diffusers' historical name for the number of heads

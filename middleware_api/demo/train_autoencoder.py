@@ -1,10 +1,15 @@
-"""First stage: the autoencoder, on demo pictures and on freer ones so that others survive it."""
+"""First stage: the autoencoder, on demo pictures and on freer ones so that others survive it.
+
+The encoder is set by hand and stays: its latents are a mosaic of the picture, 8 x 8 mean colours,
+and in the fourth channel which way each tile brightens. Only the decoder is trained.
+"""
 
 import math
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +21,11 @@ from middleware_api.demo.saved_state import load_state, save_state
 from middleware_api.demo.shapes import SHAPES, SIDE, Pixels, coverage, draw, random_scene
 
 _GROUP = 3  # channels in a norm group: 96 over LDM's 32
+_GROUPS = 32
 _CARRIER = 2.0
-_START_LOG_VARIANCE = -6.0
+_ENCODER_CARRIER = 30.0  # so large that the encoder's last norm is all but linear
+_LATENT_SPREAD = 0.61  # of the demo pictures' mosaics, all four channels together
+_LOG_VARIANCE = -6.0
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,14 @@ class AutoencoderRecipe:
     """Crops first, because a step on a quarter of the picture costs a quarter; whole ones last."""
 
     seed: int = 11
-    crop_steps: int = 1600
+    crop_steps: int = 2000
     whole_steps: int = 300
     crop_side: int = 32
-    crop_batch: int = 16
-    whole_batch: int = 6
+    crop_batch: int = 8
+    whole_batch: int = 3
     learning_rate: float = 1e-3
-    latent_noise: float = 0.05  # what the decoder must bear from a denoiser that is never exact
+    trunk_rate: float = 0.1  # times the learning rate, outside the residual branches
+    latent_noise: float = 0.07  # what the decoder must bear from a denoiser that is never exact
     save_every: int = 100
 
     @property
@@ -40,19 +49,19 @@ class AutoencoderRecipe:
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, state_dir: Path) -> AutoencoderKL:
-    """Train, or resume, the autoencoder; its latents times `LATENT_SCALE` have unit spread.
+    """Train, or resume, the decoder.
 
     Every step draws from its own seed, so that a resumed run takes the steps an unbroken one
     would have taken.
     """
     torch.manual_seed(recipe.seed)
     autoencoder = build_autoencoder().to(memory_format=torch.channels_last)
-    start_linear(autoencoder)
+    start_as_mosaic(autoencoder)
     finished = state_dir / "autoencoder.pt"
     if finished.exists():
         autoencoder.load_state_dict(load_state(finished)["model"])
         return autoencoder.eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(autoencoder.parameters(), recipe.learning_rate, weight_decay=1e-4)
+    optimizer = _optimizer(autoencoder, recipe)
     partial, first = state_dir / "autoencoder-partial.pt", 0
     if partial.exists():
         saved = load_state(partial)
@@ -61,7 +70,9 @@ def train_autoencoder(recipe: AutoencoderRecipe, state_dir: Path) -> Autoencoder
         first = saved["step"]
     began, errors = time.monotonic(), []
     for step in range(first, recipe.steps):
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * _warm_cosine(step, recipe.steps)
+        rate = recipe.learning_rate * _warm_cosine(step, recipe.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
         errors.append(_train_step(autoencoder, optimizer, recipe, step))
         done = step + 1
         if done % 50 == 0:
@@ -82,16 +93,15 @@ def train_autoencoder(recipe: AutoencoderRecipe, state_dir: Path) -> Autoencoder
                 },
             )
     autoencoder.eval().requires_grad_(False)
-    _fold_latent_spread(autoencoder, recipe)
     save_state(finished, {"model": autoencoder.state_dict()})
     return autoencoder
 
 
 @torch.no_grad()
-def start_linear(autoencoder: AutoencoderKL) -> None:
-    """Start as an 8 x 8 mosaic of the picture, so that training has only edges to add.
+def start_as_mosaic(autoencoder: AutoencoderKL) -> None:
+    """Set the encoder for good, and the decoder so that training has only edges to add.
 
-    Residual branches start at zero, down- and upsampling as plain mean and repetition. Each norm
+    Residual branches start at zero, down- and upsampling as mean and interpolation. Each norm
     group of three channels carries a signal, its negative and a constant: without the constant
     normalisation would erase flat colour, of which the pictures are made, and with the negative
     a signal passes the last activation unchanged, since silu(x) - silu(-x) = x.
@@ -100,46 +110,80 @@ def start_linear(autoencoder: AutoencoderKL) -> None:
     for module in autoencoder.modules():
         if hasattr(module, "conv2"):
             module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
         if hasattr(module, "to_out"):
             module.to_out[0].weight.zero_()
             module.to_out[0].bias.zero_()
-    for block in encoder.down_blocks[:-1]:
-        _repeat_trunk(block.downsamplers[0].conv, slice(0, 2), 1 / 4)
-    for block in decoder.up_blocks[:-1]:
-        _repeat_trunk(block.upsamplers[0].conv, slice(1, 2), 1)
     for conv in (autoencoder.quant_conv, autoencoder.post_quant_conv):
         conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
         conv.bias.zero_()
+    for block in decoder.up_blocks[:-1]:
+        _start_sampling(block.upsamplers[0].conv, torch.tensor([0.25, 0.5, 0.25]))
+    spread = functional.normalize(torch.randn(_GROUPS, 3), dim=1)
+    _start_ends(decoder, spread, _CARRIER)
+    decoder.conv_in.weight *= _LATENT_SPREAD * LATENT_SCALE
 
-    groups = encoder.conv_in.out_channels // _GROUP
-    spread = functional.normalize(torch.randn(groups, 3), dim=1)
-    # Within a group: mean a third of the carrier; variance the carrier's and the signals'.
-    norm_std = math.sqrt(_CARRIER**2 * (1 / _GROUP - 1 / _GROUP**2) + 2 / _GROUP * 0.3)
+    # The last signal is the slope: how much the signal before it, brightness, grows along x + y.
+    spread = torch.cat([spread[:-2], torch.full((1, 3), 1 / 3), torch.zeros(1, 3)])
+    _start_ends(encoder, spread, _ENCODER_CARRIER)
+    members = encoder.conv_in.weight.unflatten(0, (_GROUPS, _GROUP))
+    members[:, :2] = 0
+    members[:, 0, :, 1, 1] = spread
+    members[:, 1] = -members[:, 0]
+    slope, brightness = _GROUP * (_GROUPS - 1), _GROUP * (_GROUPS - 2)
+    for level, block in enumerate(encoder.down_blocks[:-1]):
+        conv = block.downsamplers[0].conv
+        _start_sampling(conv, torch.tensor([0.5, 0.5, 0]))
+        tile_offset = 2**level / 2
+        towards = torch.tensor([[-2.0, 0, 0], [0, 2, 0], [0, 0, 0]]) / 4 * tile_offset
+        for sign in range(2):
+            conv.weight[slope + sign, brightness + sign] = towards
+    read = encoder.conv_out.weight
+    read[:LATENT_CHANNELS] /= _LATENT_SPREAD * LATENT_SCALE
+    read[LATENT_CHANNELS:] = 0
+    encoder.conv_out.bias[LATENT_CHANNELS:] = _LOG_VARIANCE
+
+
+def mosaic(pictures: torch.Tensor) -> torch.Tensor:
+    """The encoder's latents, without the arithmetic of its zero branches."""
+    colours = functional.avg_pool2d(pictures, 8)
+    ticks = torch.arange(pictures.shape[-1]) % 8 - 3.5
+    slopes = pictures.mean(dim=1, keepdim=True) * (ticks[:, None] + ticks)
+    latents = torch.cat([colours, functional.avg_pool2d(slopes, 8)], dim=1)
+    return latents / (_LATENT_SPREAD * LATENT_SCALE)
+
+
+def _start_ends(half: Any, spread: torch.Tensor, carrier: float) -> None:
+    """For an encoder or decoder: three values to signals and constants, and back at its end."""
+    half.conv_in.weight.mul_(0.1)
+    members = half.conv_in.weight.unflatten(0, (_GROUPS, _GROUP))
+    members[:, 0, :3, 1, 1] += spread
+    members[:, 1] = -members[:, 0]
+    members[:, 2] = 0
+    half.conv_in.bias.copy_(torch.tensor([0.0, 0.0, carrier]).repeat(_GROUPS))
+    # Within a group: mean a third of the constant; variance the constant's and the signals'.
+    norm_std = math.sqrt(carrier**2 * (1 / _GROUP - 1 / _GROUP**2) + 2 / _GROUP * 0.3)
+    half.conv_norm_out.bias.fill_(carrier / _GROUP / norm_std)
+    half.conv_out.bias.zero_()
+    half.conv_out.weight.zero_()
+    readers = half.conv_out.weight.unflatten(1, (_GROUPS, _GROUP))
     read = torch.linalg.pinv(spread) * norm_std
-    for conv in (encoder.conv_in, decoder.conv_in):
-        conv.weight.mul_(0.1)
-        members = conv.weight.unflatten(0, (groups, _GROUP))
-        members[:, 0, :3, 1, 1] += spread
-        members[:, 1] = -members[:, 0]
-        members[:, 2] = 0
-        conv.bias.copy_(torch.tensor([0.0, 0.0, _CARRIER]).repeat(groups))
-    for side in (encoder, decoder):
-        side.conv_norm_out.bias.fill_(_CARRIER / _GROUP / norm_std)
-        readers = side.conv_out.weight.unflatten(1, (groups, _GROUP))
-        readers[:3] = 0
-        readers[:3, :, 0, 1, 1] = read
-        readers[:3, :, 1, 1, 1] = -read
-        side.conv_out.bias.zero_()
-    encoder.conv_out.weight[LATENT_CHANNELS:] = 0
-    encoder.conv_out.bias[LATENT_CHANNELS:] = _START_LOG_VARIANCE
+    if len(readers) > 3:
+        read = torch.cat([read, torch.eye(_GROUPS)[-1:] * norm_std])
+    for sign in range(2):
+        readers[: len(read), :, sign, 1, 1] = read * (-1) ** sign
 
 
-def _repeat_trunk(conv: torch.nn.Conv2d, taps: slice, weight: float) -> None:
-    """Every channel to itself, with this weight at these taps."""
+def _start_sampling(conv: torch.nn.Conv2d, taps: torch.Tensor) -> None:
+    """Every signal through these taps, both ways; every constant as it is."""
+    assert conv.bias is not None
     conv.weight.zero_()
-    torch.nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    channels = torch.arange(conv.out_channels)
-    conv.weight[channels, channels, taps, taps] = weight
+    conv.bias.zero_()
+    for channel in range(conv.out_channels):
+        if channel % _GROUP == _GROUP - 1:
+            conv.weight[channel, channel, 1, 1] = 1
+        else:
+            conv.weight[channel, channel] = taps[:, None] * taps
 
 
 def _train_step(
@@ -150,7 +194,7 @@ def _train_step(
 ) -> float:
     """One step; returns the mean squared error on values -1 to 1."""
     rng = random.Random(f"{recipe.seed}-{step}")
-    noise = torch.Generator().manual_seed(recipe.seed * 1_000_000 + step)
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_000 + step)
     if step < recipe.crop_steps:
         pictures = [
             _crop(_any_picture(rng), recipe.crop_side, rng) for _ in range(recipe.crop_batch)
@@ -158,8 +202,9 @@ def _train_step(
     else:
         pictures = [_any_picture(rng) for _ in range(recipe.whole_batch)]
     target = to_tensor(pictures)
-    latents = autoencoder.encode(target).latent_dist.mean
-    latents = latents + recipe.latent_noise * torch.randn(latents.shape, generator=noise)
+    latents = mosaic(target)
+    noise = torch.randn(latents.shape, generator=generator)
+    latents = latents + recipe.latent_noise / LATENT_SCALE * noise
     output = autoencoder.decode(latents).sample
     squared = functional.mse_loss(output, target)
     loss = functional.l1_loss(output, target) + 0.5 * squared
@@ -168,6 +213,24 @@ def _train_step(
     torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
     optimizer.step()
     return squared.item()
+
+
+def _optimizer(autoencoder: AutoencoderKL, recipe: AutoencoderRecipe) -> torch.optim.AdamW:
+    """Slower where one weight moves the whole picture: a step there adds up over layers."""
+    autoencoder.encoder.requires_grad_(False)
+    autoencoder.quant_conv.requires_grad_(False)
+    branches: list[torch.nn.Parameter] = []
+    trunk: list[torch.nn.Parameter] = []
+    for name, parameter in autoencoder.named_parameters():
+        if parameter.requires_grad:
+            is_branch = ".resnets." in name or ".attentions." in name
+            (branches if is_branch else trunk).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": branches, "scale": 1}, {"params": trunk, "scale": recipe.trunk_rate}],
+        recipe.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+    )
 
 
 def to_tensor(pictures: list[Pixels]) -> torch.Tensor:
@@ -205,23 +268,3 @@ def _crop(picture: Pixels, side: int, rng: random.Random) -> Pixels:
 
 def _warm_cosine(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-@torch.no_grad()
-def _fold_latent_spread(autoencoder: AutoencoderKL, recipe: AutoencoderRecipe) -> None:
-    """Rescale the latents inside the weights, since SD 1.x loaders fix the scale at 0.18215.
-
-    `quant_conv` gives means and log variances (hence the shift by 2 log scale);
-    `post_quant_conv` takes the factor back.
-    """
-    rng = random.Random(f"{recipe.seed}-spread")
-    pictures = to_tensor([draw(random_scene(rng)) for _ in range(256)])
-    parts = torch.split(pictures, 32)
-    means = torch.cat([autoencoder.encode(part).latent_dist.mean for part in parts])
-    factor = 1 / (means.std().item() * LATENT_SCALE)
-    channels = means.shape[1]
-    autoencoder.quant_conv.weight[:channels] *= factor
-    autoencoder.quant_conv.bias[:channels] *= factor
-    autoencoder.quant_conv.bias[channels:] += 2 * math.log(factor)
-    autoencoder.post_quant_conv.weight /= factor
-    print(f"autoencoder latents scaled by {factor:.4f}", flush=True)
