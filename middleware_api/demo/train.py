@@ -7,11 +7,13 @@ same folder it goes on.
 import sys
 from pathlib import Path
 
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from middleware_api.container.ldm_layout import full_checkpoint
 from middleware_api.demo.train_autoencoder import AutoencoderRecipe, train_autoencoder
 from middleware_api.demo.train_denoiser import (
+    Denoiser,
     DenoiserRecipe,
     train_denoiser,
     with_whole_vocabulary,
@@ -25,12 +27,17 @@ def train(state_dir: Path, checkpoint: Path) -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     autoencoder = train_autoencoder(AutoencoderRecipe(), state_dir)
     denoiser = train_denoiser(DenoiserRecipe(), state_dir)
+    write_checkpoint(autoencoder, denoiser, checkpoint)
+
+
+def write_checkpoint(autoencoder: AutoencoderKL, denoiser: Denoiser, path: Path) -> None:
+    """All networks in one file, in half precision."""
     tensors = full_checkpoint(
         denoiser.unet.state_dict(),
         autoencoder.state_dict(),
         with_whole_vocabulary(denoiser).state_dict(),
     )
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, checkpoint)
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class AutoencoderRecipe:
     """Crops first, because a step on a quarter of the picture costs a quarter; whole ones last."""
 
     seed: int = 11
-    crop_steps: int = 2000
-    whole_steps: int = 300
+    crop_steps: int = 1700
+    whole_steps: int = 900
     crop_side: int = 32
     crop_batch: int = 8
     whole_batch: int = 3
