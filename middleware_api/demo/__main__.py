@@ -45,7 +45,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="sdaws-demo-") as folder, server(Path(folder)) as c:
-            saved = run(c, checkpoint_file(Path(folder)))
+            saved = run(c)
     except DemoFailed as failure:
         print(f"The demo stopped: {failure}", file=sys.stderr)
         return 1
@@ -91,31 +91,15 @@ def server(data_dir: Path) -> Iterator[CloudClient]:
         process.stdout.close()
 
 
-def checkpoint_file(folder: Path) -> Path:
-    """The demo checkpoint; without a trained one, random weights, and a word that they are."""
-    if CHECKPOINT.exists():
-        return CHECKPOINT
-    from middleware_api.demo.random_weights import write_random_checkpoint
-
-    print(
-        "The trained demo checkpoint is not part of this version yet: random weights take its\n"
-        "place, so the pictures will be noise. Everything else is the real path.",
-        flush=True,
-    )
-    path = folder / "random-weights.safetensors"
-    write_random_checkpoint(path)
-    return path
-
-
-def run(client: CloudClient, checkpoint: Path) -> list[Path]:
+def run(client: CloudClient) -> list[Path]:
     """Deploy, upload, generate, save; returns the pictures' paths."""
     endpoint = client.create_endpoint("local", name="demo")
     print(f"Endpoint '{endpoint.name}' is starting its worker process ...", flush=True)
-    upload_checkpoint(client, checkpoint, CheckpointType.STABLE_DIFFUSION, on_progress=_show_upload)
+    upload_checkpoint(client, CHECKPOINT, CheckpointType.STABLE_DIFFUSION, on_progress=_show_upload)
     print()
     _wait_for_endpoint(client)
     OUTPUT.mkdir(exist_ok=True)
-    models = {CheckpointType.STABLE_DIFFUSION: [checkpoint.name]}
+    models = {CheckpointType.STABLE_DIFFUSION: [CHECKPOINT.name]}
     jobs = [
         client.submit(
             TaskType.TXT2IMG,
@@ -155,7 +139,7 @@ def _contact_sheet(paths: list[Path]) -> Image.Image:
     sheet = Image.new("RGB", (side * len(pictures), side + caption), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (picture, prompt) in enumerate(zip(pictures, PROMPTS, strict=True)):
-        enlarged = picture.resize((side, side), Image.Resampling.NEAREST)
+        enlarged = picture.resize((side, side), Image.Resampling.BICUBIC)
         sheet.paste(enlarged, (column * side, 0))
         draw.text((column * side + 4, side + 6), prompt, fill="black")
     return sheet
