@@ -109,6 +109,27 @@ def test_cancel_stops_a_running_job_and_takes_a_waiting_one_from_the_queue(
     assert studio.finished(studio.submit(**REQUEST))["status"] == "succeed"
 
 
+def test_progress_shows_how_far_and_what(studio: Server) -> None:
+    job_id = studio.submit(**LONG)
+    job = until(lambda: studio.job(job_id), lambda job: job["preview_url"] is not None)
+    assert 0 < job["progress"] < 1
+    assert (job["queue_position"], job["phase"]) == (0, "sampling")
+    assert job["eta_seconds"] > 0
+    preview = Image.open(io.BytesIO(httpx.get(job["preview_url"]).content))
+    assert preview.format == "JPEG"
+    part = httpx.get(job["preview_url"], headers={"Range": "bytes=0-1"})
+    assert (part.status_code, part.content) == (206, b"\xff\xd8")
+
+
+def test_two_workers_run_two_jobs_at_once(server: Server, weights: bytes) -> None:
+    server.upload(weights)
+    assert server.deploy("pair", count=2)["endpoint_status"] == "InService"
+    server.endpoint("pair", lambda e: e["current_instance_count"] == 2)
+    first, second = server.submit(**LONG), server.submit(**LONG)
+    running(server, first)
+    running(server, second)
+
+
 def test_a_job_outlives_one_worker_and_ends_with_the_reason_after_two(studio: Server) -> None:
     job_id = studio.submit(**LONG)
     for _ in range(2):

@@ -48,7 +48,10 @@ def endpoint_router(service: EndpointService) -> APIRouter:
     async def deploy_endpoint(
         owner: Caller, body: Annotated[DeployOrDelete, Body()]
     ) -> EndpointAnswer | str:
-        """Deploy an endpoint; a body with `delete_endpoint_list` deletes instead."""
+        """Deploy an endpoint; a body with `delete_endpoint_list` deletes instead.
+
+        The embedded server runs `initial_instance_count` workers whatever the scaling bounds.
+        """
         if isinstance(body, DeleteEndpointsBody):
             service.delete(body.delete_endpoint_list)
             return _DELETED

@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from aws_extension.client import CloudClient
+from aws_extension.errors import CloudError
 from aws_extension.uploader import UploadProgress, upload_checkpoint
 from middleware_api.contract import CheckpointType, EndpointState, TaskType
 
@@ -46,7 +47,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="sdaws-demo-") as folder, server(Path(folder)) as c:
             saved = run(c)
-    except DemoFailed as failure:
+    except (DemoFailed, CloudError) as failure:
         print(f"The demo stopped: {failure}", file=sys.stderr)
         return 1
     print(f"\n{len(saved)} pictures in {time.monotonic() - started:.0f} s:")

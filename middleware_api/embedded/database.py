@@ -30,10 +30,10 @@ MIGRATIONS = (
     CREATE INDEX records_due ON records (kind, check_at) WHERE check_at IS NOT NULL;
     CREATE TABLE keys (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE queue (
-        job_id TEXT PRIMARY KEY,
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL UNIQUE,
         endpoint TEXT NOT NULL,
         invocation TEXT NOT NULL,
-        position INTEGER NOT NULL,
         leased_at REAL,
         deaths INTEGER NOT NULL DEFAULT 0
     );

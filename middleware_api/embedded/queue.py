@@ -43,8 +43,7 @@ class JobQueue:
         """Append a job; one that is there already stays where it is."""
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT OR IGNORE INTO queue (job_id, endpoint, invocation, position)"
-                " VALUES (?, ?, ?, (SELECT coalesce(max(position), 0) + 1 FROM queue))",
+                "INSERT OR IGNORE INTO queue (job_id, endpoint, invocation) VALUES (?, ?, ?)",
                 (invocation["job_id"], endpoint, json.dumps(invocation)),
             )
 

@@ -179,6 +179,8 @@ class InferenceService:
                 preview_url=None,
                 phase=job.state.value,
             )
+        if job.state is InferenceState.CREATED:
+            return JobProgress(0.0, None, None, None, "waiting for its body")
         position = self._endpoints.queue_position(job.id)
         written = self._written_progress(job) if position == 0 else None
         if written is None:
