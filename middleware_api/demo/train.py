@@ -1,6 +1,6 @@
 """`python -m middleware_api.demo.train STATE_FOLDER` trains the demo checkpoint anew.
 
-About an hour and a half on two CPU cores. It may be stopped at any time: called again with the
+About an hour on two CPU cores. It may be stopped at any time: called again with the
 same folder it goes on.
 """
 
