@@ -56,7 +56,7 @@ def run(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     middleware = embedded(settings, base_url)
-    app = create_app(middleware, settings.api_token)
+    app = create_app(middleware)
     print(f"listening on {base_url}", flush=True)
     if settings.token_path is not None:
         print(f"API token is in {settings.token_path}", flush=True)

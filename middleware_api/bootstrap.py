@@ -19,6 +19,7 @@ from middleware_api.embedded.records import SqliteRecords
 from middleware_api.embedded.worker import WorkerSettings
 from middleware_api.ports import Endpoints, Objects, Records
 from middleware_api.records import Endpoint
+from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.events import EventHandlers, Services, reconcile
@@ -36,15 +37,27 @@ def new_id() -> str:
 
 
 def make_services(
-    records: Records, objects: Objects, endpoints: Endpoints, clock: Callable[[], float]
+    records: Records,
+    objects: Objects,
+    endpoints: Endpoints,
+    admin_token: str,
+    clock: Callable[[], float],
 ) -> Services:
     """The services over any set of adapters."""
+    access_service = AccessService(records, admin_token, clock, new_id)
     checkpoint_service = CheckpointService(records, objects, clock, new_id)
     endpoint_service = EndpointService(records, endpoints, clock, new_id)
     inference_service = InferenceService(
-        records, objects, endpoints, checkpoint_service, endpoint_service, clock, new_id
+        records,
+        objects,
+        endpoints,
+        checkpoint_service,
+        endpoint_service,
+        access_service,
+        clock,
+        new_id,
     )
-    return Services(inference_service, endpoint_service, checkpoint_service)
+    return Services(inference_service, endpoint_service, checkpoint_service, access_service)
 
 
 @dataclass
@@ -100,7 +113,7 @@ class Embedded:
 def embedded(settings: Settings, base_url: str) -> Embedded:
     """The middleware of one machine, not started yet. `base_url` is where its server listens."""
     database = Database(settings.data_dir / "middleware.sqlite3")
-    records = SqliteRecords(database)
+    records = SqliteRecords(database, time.time)
     objects = FolderObjects(
         settings.data_dir,
         secret_in_file(settings.signing_key_path).encode(),
@@ -115,6 +128,6 @@ def embedded(settings: Settings, base_url: str) -> Embedded:
         return WorkerSettings(objects.root, threads, job_seconds=settings.job_seconds)
 
     endpoints = ProcessEndpoints(queue, worker_settings)
-    services = make_services(records, objects, endpoints, time.time)
+    services = make_services(records, objects, endpoints, settings.api_token, time.time)
     endpoints.tell(EventHandlers(services))
     return Embedded(services, objects, records, database, queue, endpoints)

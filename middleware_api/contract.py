@@ -62,6 +62,42 @@ class CheckpointType(str, Enum):
     VAE = "VAE"
 
 
+class ModelState(str, Enum):
+    """Life of a Dreambooth working model."""
+
+    INITIAL = "Initial"
+    CREATING = "Creating"
+    COMPLETE = "Complete"
+    FAILED = "Fail"
+
+
+class TrainState(str, Enum):
+    """Life of a training job."""
+
+    INITIAL = "Initial"
+    TRAINING = "Training"
+    COMPLETE = "Complete"
+    FAILED = "Fail"
+    STOPPED = "Stopped"
+
+
+class DatasetState(str, Enum):
+    """Life of a data set."""
+
+    INITIAL = "Initialed"
+    ENABLED = "Enabled"
+    DISABLED = "Disabled"
+
+
+class Scope(str, Enum):
+    """What a token may do; `admin` includes the others."""
+
+    INFER = "infer"
+    MODELS = "models"
+    TRAIN = "train"
+    ADMIN = "admin"
+
+
 class TaskType(str, Enum):
     """What an inference job does."""
 
@@ -106,6 +142,27 @@ CHECKPOINT_TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.ACTIVE: frozenset({CheckpointState.DISABLED}),
     CheckpointState.DISABLED: frozenset({CheckpointState.ACTIVE}),
     CheckpointState.FAILED: frozenset(),
+}
+
+MODEL_TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
+    ModelState.INITIAL: frozenset({ModelState.CREATING, ModelState.FAILED}),
+    ModelState.CREATING: frozenset({ModelState.COMPLETE, ModelState.FAILED}),
+    ModelState.COMPLETE: frozenset(),
+    ModelState.FAILED: frozenset(),
+}
+
+TRAIN_TRANSITIONS: dict[TrainState, frozenset[TrainState]] = {
+    TrainState.INITIAL: frozenset({TrainState.TRAINING, TrainState.FAILED, TrainState.STOPPED}),
+    TrainState.TRAINING: frozenset({TrainState.COMPLETE, TrainState.FAILED, TrainState.STOPPED}),
+    TrainState.COMPLETE: frozenset(),
+    TrainState.FAILED: frozenset(),
+    TrainState.STOPPED: frozenset(),
+}
+
+DATASET_TRANSITIONS: dict[DatasetState, frozenset[DatasetState]] = {
+    DatasetState.INITIAL: frozenset({DatasetState.ENABLED, DatasetState.DISABLED}),
+    DatasetState.ENABLED: frozenset({DatasetState.DISABLED}),
+    DatasetState.DISABLED: frozenset({DatasetState.ENABLED}),
 }
 
 # Letters and digits of any script, so that an artist's own file names pass; no separator, no
@@ -215,16 +272,28 @@ class Progress(TypedDict):
     """Contents of a running job's progress object.
 
     `step` counts sampler steps over all batches of the job, `fraction` is 0..1, `phase` is a
-    word or two for people ("loading checkpoint", "sampling", "saving"), `updated_at` epoch
-    seconds. `has_preview` tells whether the preview object exists.
+    word or two for people ("loading checkpoint", "sampling", "saving"), `started_at` and
+    `updated_at` are epoch seconds. `has_preview` tells whether the preview object exists.
     """
 
     step: int
     total_steps: int
     fraction: float
     phase: str
+    started_at: float
     updated_at: float
     has_preview: bool
+
+
+class Outcome(TypedDict):
+    """Contents of a job's outcome object: how the container ended it.
+
+    The last thing that a container writes for a job, so that the end is known even when the
+    answer to its caller is lost. One of the two is None.
+    """
+
+    result: InvocationResult | None
+    failure: str | None
 
 
 # Object keys. One place, so that the API, the container and the AWS roles agree.
@@ -233,6 +302,24 @@ class Progress(TypedDict):
 def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> str:
     """Object key of one file of a checkpoint."""
     return f"{kind.value}/checkpoint/{checkpoint_id}/{file_name}"
+
+
+def model_output_prefix(kind: CheckpointType, name: str, model_id: str) -> str:
+    """Prefix of what the creation of a Dreambooth working model writes."""
+    return f"{kind.value}/model/{name}/{model_id}/output/"
+
+
+def train_prefix(kind: CheckpointType, model_name: str, job_id: str) -> str:
+    """Prefix of a training job's `input/` and `output/`."""
+    return f"{kind.value}/train/{model_name}/{job_id}/"
+
+
+def dataset_prefix(dataset_name: str) -> str:
+    """Prefix of a data set's files."""
+    return f"dataset/{dataset_name}/"
+
+
+UPLOADS_PREFIX = "uploads/"
 
 
 def params_key(task: TaskType, job_id: str) -> str:
@@ -253,6 +340,11 @@ def image_key(job_id: str, index: int, extension: str = "png") -> str:
 def param_output_key(job_id: str) -> str:
     """Object key of what row 5 answers for a job."""
     return f"{output_prefix(job_id)}result/{job_id}_param.json"
+
+
+def outcome_key(job_id: str) -> str:
+    """Object key of a job's `Outcome`."""
+    return f"{output_prefix(job_id)}outcome.json"
 
 
 def progress_key(job_id: str) -> str:

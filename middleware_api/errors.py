@@ -7,6 +7,7 @@ ServiceError
 ├── Conflict           409  not allowed in this state
 │   └── StaleRecord         somebody else changed the record first
 ├── TooLarge           413
+├── QuotaExceeded      429  the token's jobs of today are used up
 └── NotAvailable       501  the contract has it, this deployment cannot do it
 
 Each carries a sentence for people and a stable `code` for programs. Anything else that is raised
@@ -71,6 +72,13 @@ class TooLarge(ServiceError):
 
     status = 413
     code = "too_large"
+
+
+class QuotaExceeded(ServiceError):
+    """No more jobs with this token today."""
+
+    status = 429
+    code = "quota_exceeded"
 
 
 class NotAvailable(ServiceError):

@@ -1,7 +1,7 @@
 """What the services need of the world: records, objects, and somewhere to compute.
 
-Each port has an embedded adapter (`middleware_api.embedded`); services know these protocols and
-nothing behind them.
+Each port has an embedded adapter (`middleware_api.embedded`) and one on AWS
+(`middleware_api.aws`); services know these protocols and nothing behind them.
 """
 
 from __future__ import annotations
@@ -39,16 +39,21 @@ class Records(Protocol):
         Returns the record as stored, ready for the next update.
         """
 
+    def remove(self, record: Record) -> None:
+        """Forget a record, conditionally like `update`."""
+
     def page(
         self,
         kind: type[R],
         *,
+        owner: str | None = None,
         states: Collection[str] = (),
         labels: Collection[str] = (),
         limit: int,
         cursor: str | None = None,
     ) -> Page[R]:
-        """Filters are ORs; empty means all. Costs the same however many rows exist.
+        """Filters are ORs; empty means all, as does no `owner`. Costs the same however many
+        rows exist.
 
         Raises InvalidRequest for a cursor that this method did not make.
         """
@@ -56,8 +61,14 @@ class Records(Protocol):
     def due(self, kind: type[R], now: float, limit: int) -> list[R]:
         """Records whose `check_at` has passed, most overdue first."""
 
-    def claim(self, key: str, value: str) -> str:
-        """Bind a unique key if it is free; returns the value that it is bound to now."""
+    def claim(self, key: str, value: str, seconds: float | None = None) -> str:
+        """Bind a unique key if it is free; returns the value that it is bound to now.
+
+        With `seconds` it is free again after that time.
+        """
+
+    def count(self, key: str, limit: int, seconds: float) -> bool:
+        """Add one to a counter that is forgotten after `seconds`; False when it is at `limit`."""
 
     def lookup(self, key: str) -> str | None:
         """The value that a unique key is bound to."""
@@ -100,6 +111,9 @@ class Objects(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of an object, or None when there is none."""
 
+    def delete_all(self, prefix: str) -> None:
+        """Delete every object below a prefix that ends in '/'; none is no error."""
+
     def keys(self, prefix: str) -> list[str]:
         """Keys below a prefix that ends in '/', sorted."""
 
@@ -114,6 +128,9 @@ class Objects(Protocol):
 
     def presigned_part(self, key: str, upload_id: str, number: int, seconds: int) -> str:
         """A URL that writes part `number` (from 1)."""
+
+    def write_part(self, key: str, upload_id: str, number: int, content: bytes) -> str:
+        """Store part `number` (from 1) from this side; returns its ETag."""
 
     def arrived_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """In order of their numbers. Raises NotFound for an unknown upload."""
@@ -132,33 +149,45 @@ class Objects(Protocol):
 class EndpointStatus:
     """What the compute side says of an endpoint now.
 
-    `loaded` holds the object keys of checkpoints that its instances have in memory; `load` is
-    the number of jobs waiting or running there.
+    `error` is its own reason for `Failed`; `load` is the number of jobs waiting or running there.
     """
 
     state: EndpointState
-    instance_count: int
-    load: int
-    loaded: frozenset[str]
+    instance_count: int = 0
+    load: int = 0
+    error: str = ""
 
 
 class Endpoints(Protocol):
     """Machines that run the inference container and take jobs from a durable queue."""
 
+    patience_seconds: float
+    """After this long a job that was accepted cannot be alive any more; may be infinite."""
+
     def create(self, endpoint: Endpoint) -> None:
-        """Begin to start it; `EndpointChanged` events tell the rest."""
+        """Begin to start it; `EndpointChanged` events tell the rest.
+
+        Raises Conflict or NotAvailable when the compute side refuses; nothing is left then.
+        """
+
+    def entered_service(self, endpoint: Endpoint) -> None:
+        """Set up what an endpoint can only have once it is in service; again is no error."""
 
     def delete(self, endpoint: Endpoint) -> None:
         """Begin to stop it; its jobs end as failed; `EndpointChanged` follows."""
 
-    def status(self, name: str) -> EndpointStatus:
-        """An unknown name is `Deleted`."""
+    def statuses(self, endpoints: Collection[Endpoint]) -> dict[str, EndpointStatus]:
+        """By id, for each of them, in a number of calls that does not grow with them. One that
+        the compute side does not know is `Deleted`."""
 
-    def invoke(self, endpoint_name: str, invocation: Invocation) -> None:
+    def invoke(self, endpoint_id: str, invocation: Invocation) -> None:
         """Queue a job durably. The same job a second time changes nothing."""
 
+    def accepted(self, job_id: str) -> bool:
+        """Whether the compute side has taken the job and not told its end."""
+
     def queue_position(self, job_id: str) -> int | None:
-        """0 while running, n for the n-th in its queue, None when not known here."""
+        """0 while running, n for the n-th in its queue, None when not known."""
 
     def withdraw(self, job_id: str) -> bool:
         """Take a job that no instance has begun out of the queue; False when it is too late."""
@@ -169,7 +198,6 @@ class InvocationFinished:
     """An instance has answered, or never will. Exactly one of `result` and `failure` is set."""
 
     job_id: str
-    endpoint_name: str
     result: InvocationResult | None = None
     failure: str | None = None
 
@@ -184,7 +212,7 @@ class EndpointChanged:
 
 
 class EventSink(Protocol):
-    """What an adapter of `Endpoints` tells the services; events may come late or twice."""
+    """What the compute side's adapters tell the services; events may come late or twice."""
 
     def invocation_starting(self, job_id: str) -> bool:
         """An instance is about to run the job; False when nobody wants it any more."""

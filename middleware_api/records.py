@@ -12,10 +12,14 @@ from typing import ClassVar
 from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
+    DatasetState,
     DeploymentState,
     EndpointState,
     InferenceState,
+    ModelState,
+    Scope,
     TaskType,
+    TrainState,
 )
 
 
@@ -64,6 +68,7 @@ class InferenceJob(Record):
 
     state: InferenceState
     task_type: TaskType
+    endpoint_id: str
     endpoint_name: str
     checkpoints: tuple[UsedCheckpoint, ...]
     started_at: float | None = None
@@ -83,7 +88,11 @@ class InferenceJob(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(Record):
-    """An endpoint and the deployment that made it."""
+    """An endpoint and the deployment that made it.
+
+    `loaded` holds the object keys of the checkpoints that its latest job used: the ones that its
+    instances have in memory.
+    """
 
     KIND: ClassVar[str] = "endpoint"
 
@@ -97,6 +106,7 @@ class Endpoint(Record):
     state: EndpointState = EndpointState.CREATING
     completed_at: float | None = None
     error: str = ""
+    loaded: tuple[str, ...] = ()
 
     @property
     def index_state(self) -> str:
@@ -139,3 +149,103 @@ class Checkpoint(Record):
     @property
     def index_label(self) -> str:
         return self.type.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Record):
+    """A Dreambooth working model: what training starts from.
+
+    It is made of its own uploaded `files`, or of the Active checkpoint `checkpoint_id`.
+    """
+
+    KIND: ClassVar[str] = "model"
+
+    name: str
+    type: CheckpointType
+    state: ModelState
+    files: tuple[CheckpointFile, ...] = ()
+    checkpoint_id: str = ""
+    params: dict[str, object] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def index_state(self) -> str:
+        return self.state.value
+
+    @property
+    def index_label(self) -> str:
+        return self.type.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(Record):
+    """One training run of a Dreambooth working model.
+
+    `progress` is 0..1; `checkpoint_id` is the checkpoint that came of it.
+    """
+
+    KIND: ClassVar[str] = "train"
+
+    type: CheckpointType
+    state: TrainState
+    model_id: str
+    model_name: str
+    params: dict[str, object]
+    compute_name: str = ""
+    progress: float = 0.0
+    loss: float | None = None
+    checkpoint_id: str = ""
+    completed_at: float | None = None
+    error: str = ""
+
+    @property
+    def index_state(self) -> str:
+        return self.state.value
+
+    @property
+    def index_label(self) -> str:
+        return self.type.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFile:
+    """One file of a data set; `type` is the caller's own word for it."""
+
+    name: str
+    key: str
+    type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Record):
+    """Pictures to train on; its name is unique, and is part of its object keys."""
+
+    KIND: ClassVar[str] = "dataset"
+
+    name: str
+    state: DatasetState
+    files: tuple[DatasetFile, ...]
+    params: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def index_state(self) -> str:
+        return self.state.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token(Record):
+    """A user's API token; only its hash is kept. `owner` is the user that it speaks for.
+
+    `daily_jobs` bounds the jobs that may be submitted with it on one UTC day; None is no bound.
+    """
+
+    KIND: ClassVar[str] = "token"
+
+    secret_hash: str
+    scopes: tuple[Scope, ...]
+    daily_jobs: int | None = None
+    revoked_at: float | None = None
+
+    @property
+    def index_state(self) -> str:
+        return "active" if self.revoked_at is None else "revoked"

@@ -15,10 +15,25 @@ from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecor
 from middleware_api.records import Checkpoint
 
 
+class Clock:
+    """Epoch seconds that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def records(tmp_path: Path) -> Iterator[SqliteRecords]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def records(tmp_path: Path, clock: Clock) -> Iterator[SqliteRecords]:
     database = Database(tmp_path / "records.sqlite3")
-    yield SqliteRecords(database)
+    yield SqliteRecords(database, clock)
     database.close()
 
 
@@ -62,6 +77,10 @@ def test_pages_have_every_record_once_newest_first(records: SqliteRecords, limit
     labels = [CheckpointType.LORA.value, CheckpointType.VAE.value]
     for filters in (
         {},
+        {"owner": "somebody"},
+        {"owner": "somebody", "states": states},
+        {"owner": "somebody", "labels": labels},
+        {"owner": "somebody", "states": states, "labels": labels},
         {"states": states},
         {"labels": labels},
         {"states": states, "labels": labels},
@@ -83,6 +102,20 @@ def test_filters_are_ors_within_and_ands_between(records: SqliteRecords) -> None
     page = records.page(Checkpoint, states=["Active"], labels=["VAE"], limit=50)
     assert [item.params["number"] for item in page.items] == [9, 3]
     assert records.page(Checkpoint, states=["Fail"], limit=50).items == []
+    for nobody in ({}, {"states": ["Active"]}, {"labels": ["VAE"]}):
+        assert records.page(Checkpoint, owner="nobody", limit=50, **nobody).items == []
+
+
+def test_a_removed_record_is_gone_unless_somebody_changed_it(records: SqliteRecords) -> None:
+    records.add(checkpoint(1))
+    read = records.get(Checkpoint, "id-001")
+    after = records.update(replace(read, error="changed"))
+    with pytest.raises(StaleRecord):
+        records.remove(read)
+    records.remove(after)
+    with pytest.raises(NotFound):
+        records.get(Checkpoint, "id-001")
+    assert records.page(Checkpoint, limit=5).items == []
 
 
 def test_a_made_up_cursor_is_refused(records: SqliteRecords) -> None:
@@ -110,6 +143,24 @@ def test_a_key_belongs_to_who_came_first_until_it_is_released(records: SqliteRec
     assert records.claim("name", "b") == "b"
     records.bind("name", "c")
     assert records.lookup("name") == "c"
+
+
+def test_a_claim_with_an_end_is_free_again_after_it(records: SqliteRecords, clock: Clock) -> None:
+    assert records.claim("name", "a", 60) == "a"
+    clock.now += 59
+    assert records.claim("name", "b", 60) == "a"
+    clock.now += 1
+    assert records.lookup("name") is None
+    assert records.claim("name", "b", 60) == "b"
+
+
+def test_a_counter_stops_at_its_limit_and_is_forgotten_after_its_time(
+    records: SqliteRecords, clock: Clock
+) -> None:
+    assert [records.count("quota", 3, 60) for _ in range(5)] == [True, True, True, False, False]
+    assert records.count("other", 1, 60)
+    clock.now += 60
+    assert records.count("quota", 3, 60)
 
 
 def test_a_file_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:

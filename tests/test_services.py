@@ -4,7 +4,8 @@ the test moves and a compute side that does only what it is told."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,41 +21,66 @@ from middleware_api.contract import (
     InferenceState,
     Invocation,
     InvocationResult,
+    Outcome,
+    Scope,
     TaskType,
 )
 from middleware_api.embedded.database import Database
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.records import SqliteRecords
-from middleware_api.errors import Conflict, NotFound
+from middleware_api.errors import (
+    Conflict,
+    Forbidden,
+    NotAvailable,
+    NotFound,
+    QuotaExceeded,
+    ServiceError,
+)
 from middleware_api.ports import EndpointChanged, EndpointStatus, InvocationFinished
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob
+from middleware_api.services.access import ADMIN, Principal
 from middleware_api.services.checkpoints import UPLOAD_DEADLINE_SECONDS, NewFile, cut_into_parts
 from middleware_api.services.endpoints import DEPLOY_DEADLINE_SECONDS
 from middleware_api.services.events import EventHandlers, reconcile
 from middleware_api.services.inference import RECONCILE_SECONDS, InferenceRequest
 
 MIB = 1024 * 1024
+ADMIN_TOKEN = "the deployment's own token"
+
+
+ME = Principal("me", frozenset({Scope.INFER, Scope.MODELS}))
+OTHER = Principal("other", ME.scopes)
 
 
 @dataclass
 class PretendEndpoints:
-    """A compute side that remembers what it was asked for."""
+    """A compute side that remembers what it was asked for, by the endpoints' ids."""
 
-    statuses: dict[str, EndpointStatus] = field(default_factory=dict)
+    known: dict[str, EndpointStatus] = field(default_factory=dict)
     invoked: dict[str, str] = field(default_factory=dict)
+    patience_seconds: float = 7 * 3600
+    refusal: ServiceError | None = None
 
     def create(self, endpoint: Endpoint) -> None:
-        self.statuses[endpoint.name] = EndpointStatus(EndpointState.CREATING, 0, 0, frozenset())
+        if self.refusal is not None:
+            raise self.refusal
+        self.known[endpoint.id] = EndpointStatus(EndpointState.CREATING)
+
+    def entered_service(self, endpoint: Endpoint) -> None:
+        pass
 
     def delete(self, endpoint: Endpoint) -> None:
-        del self.statuses[endpoint.name]
+        self.known.pop(endpoint.id, None)
 
-    def status(self, name: str) -> EndpointStatus:
-        gone = EndpointStatus(EndpointState.DELETED, 0, 0, frozenset())
-        return self.statuses.get(name, gone)
+    def statuses(self, endpoints: Collection[Endpoint]) -> dict[str, EndpointStatus]:
+        gone = EndpointStatus(EndpointState.DELETED)
+        return {endpoint.id: self.known.get(endpoint.id, gone) for endpoint in endpoints}
 
-    def invoke(self, endpoint_name: str, invocation: Invocation) -> None:
-        self.invoked[invocation["job_id"]] = endpoint_name
+    def invoke(self, endpoint_id: str, invocation: Invocation) -> None:
+        self.invoked[invocation["job_id"]] = endpoint_id
+
+    def accepted(self, job_id: str) -> bool:
+        return job_id in self.invoked
 
     def queue_position(self, job_id: str) -> int | None:
         return 0 if job_id in self.invoked else None
@@ -69,10 +95,12 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.now = 1_000_000.0
         self.database = Database(folder / "records.sqlite3")
-        self.records = SqliteRecords(self.database)
+        self.records = SqliteRecords(self.database, self.clock)
         self.objects = FolderObjects(folder, b"key", "http://store.test", self.clock)
         self.compute = PretendEndpoints()
-        self.services = make_services(self.records, self.objects, self.compute, self.clock)
+        self.services = make_services(
+            self.records, self.objects, self.compute, ADMIN_TOKEN, self.clock
+        )
         self.events = EventHandlers(self.services)
 
     def clock(self) -> float:
@@ -83,19 +111,17 @@ class World:
         self.now += seconds
         reconcile(self.services, self.records, self.clock)
 
-    def deploy(self, name: str, *, load: int = 0, loaded: frozenset[str] = frozenset()) -> Endpoint:
+    def deploy(self, name: str, *, load: int = 0) -> Endpoint:
         """An endpoint in service."""
-        endpoint = self.services.endpoints.create("me", name, "local", 1, None)
+        endpoint = self.services.endpoints.create(ME, name, "local", 1, None)
         self.events.endpoint_changed(EndpointChanged(endpoint.id, EndpointState.IN_SERVICE))
-        self.compute.statuses[name] = EndpointStatus(EndpointState.IN_SERVICE, 1, load, loaded)
+        self.compute.known[endpoint.id] = EndpointStatus(EndpointState.IN_SERVICE, 1, load)
         return self.services.endpoints.get(endpoint.id)
 
     def checkpoint(self, name: str = "m.safetensors") -> Checkpoint:
         """An Active checkpoint."""
         service = self.services.checkpoints
-        checkpoint, _ = service.create(
-            "me", CheckpointType.STABLE_DIFFUSION, [NewFile(name, 1)], {}
-        )
+        checkpoint, _ = service.create(ME, CheckpointType.STABLE_DIFFUSION, [NewFile(name, 1)], {})
         etag = self.put_part(checkpoint, b"weights")
         return service.complete(checkpoint, {name: [{"PartNumber": 1, "ETag": etag}]})
 
@@ -105,15 +131,15 @@ class World:
         (folder / "1-feed").write_bytes(content)
         return "feed"
 
-    def submit(self, endpoint: str | None = None) -> InferenceJob:
+    def submit(self, endpoint: str | None = None, caller: Principal = ME) -> InferenceJob:
         """A job with that checkpoint."""
         models = {CheckpointType.STABLE_DIFFUSION: ["m.safetensors"]}
         request = InferenceRequest(TaskType.TXT2IMG, models, endpoint, {"prompt": "x"})
-        return self.services.inference.submit("me", request, None)
+        return self.services.inference.submit(caller, request, None)
 
     def job(self, job: InferenceJob) -> InferenceJob:
         """The job as it is now."""
-        return self.services.inference.get(job.id)
+        return self.services.inference.get(ME, job.id)
 
 
 @pytest.fixture
@@ -125,7 +151,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def result(job: InferenceJob, status: str = "succeed") -> InvocationFinished:
     answer = InvocationResult(job_id=job.id, status=status, images=[], parameters={}, info="{}")
-    return InvocationFinished(job.id, job.endpoint_name, result=answer)
+    return InvocationFinished(job.id, result=answer)
 
 
 def test_a_late_or_second_event_changes_nothing(world: World) -> None:
@@ -137,10 +163,10 @@ def test_a_late_or_second_event_changes_nothing(world: World) -> None:
     done = world.job(job)
     assert done.state is InferenceState.SUCCEEDED
     world.events.invocation_finished(result(job))
-    world.events.invocation_finished(InvocationFinished(job.id, "a", failure="late"))
+    world.events.invocation_finished(InvocationFinished(job.id, failure="late"))
     assert world.job(job) == done
     assert not world.events.invocation_starting(job.id)
-    world.events.invocation_finished(InvocationFinished("unknown", "a", failure="?"))
+    world.events.invocation_finished(InvocationFinished("unknown", failure="?"))
 
 
 def test_a_failure_keeps_the_reason_and_the_pictures_made_before(world: World) -> None:
@@ -149,7 +175,7 @@ def test_a_failure_keeps_the_reason_and_the_pictures_made_before(world: World) -
     job = world.submit()
     for index in (10, 9):
         world.objects.write(contract.image_key(job.id, index), b"png")
-    world.events.invocation_finished(InvocationFinished(job.id, "a", failure="out of memory"))
+    world.events.invocation_finished(InvocationFinished(job.id, failure="out of memory"))
     failed = world.job(job)
     assert (failed.state, failed.error) == (InferenceState.FAILED, "out of memory")
     assert failed.image_names == ("image_9.png", "image_10.png")
@@ -161,18 +187,60 @@ def test_a_cancel_that_the_worker_did_not_answer_is_still_a_cancel(world: World)
     world.checkpoint()
     job = world.submit()
     assert world.services.inference.cancel(job).state is InferenceState.IN_PROGRESS
-    world.events.invocation_finished(InvocationFinished(job.id, "a", failure="worker died"))
+    world.events.invocation_finished(InvocationFinished(job.id, failure="worker died"))
     assert world.job(job).state is InferenceState.CANCELLED
 
 
 def test_a_job_that_was_never_queued_is_queued_by_the_reconciler(world: World) -> None:
-    world.deploy("a")
+    endpoint = world.deploy("a")
     world.checkpoint()
     job = world.submit()
     world.compute.invoked.clear()
     world.pass_time(RECONCILE_SECONDS + 1)
-    assert world.compute.invoked == {job.id: "a"}
+    assert world.compute.invoked == {job.id: endpoint.id}
     assert world.job(job).state is InferenceState.IN_PROGRESS
+
+
+def test_an_end_that_was_lost_is_read_from_what_the_container_wrote(world: World) -> None:
+    world.deploy("a")
+    world.checkpoint()
+    for outcome, state in (
+        (Outcome(result=result(world.submit()).result, failure=None), InferenceState.SUCCEEDED),
+        (Outcome(result=None, failure="no such sampler"), InferenceState.FAILED),
+    ):
+        reconciled, restarted = world.submit(), world.submit()
+        for job in (reconciled, restarted):
+            world.objects.write(contract.outcome_key(job.id), json.dumps(outcome).encode())
+        assert not world.events.invocation_starting(restarted.id), "it would draw them again"
+        world.pass_time(RECONCILE_SECONDS + 1)
+        for job in (reconciled, restarted):
+            assert world.job(job).state is state
+            assert world.job(job).error == (outcome["failure"] or "")
+
+
+def test_a_job_of_which_nothing_is_ever_heard_fails(world: World) -> None:
+    world.deploy("a")
+    world.checkpoint()
+    job = world.submit()
+    world.pass_time(world.compute.patience_seconds)
+    assert world.job(job).state is InferenceState.IN_PROGRESS
+    world.pass_time(RECONCILE_SECONDS + 1)
+    assert world.job(job).state is InferenceState.FAILED
+    assert "7 hours" in world.job(job).error
+
+
+def test_only_a_finished_job_can_be_deleted_and_nothing_of_it_stays(world: World) -> None:
+    world.deploy("a")
+    world.checkpoint()
+    job = world.submit()
+    with pytest.raises(Conflict, match="Cancel it first"):
+        world.services.inference.delete(job)
+    world.objects.write(contract.image_key(job.id, 0), b"png")
+    world.events.invocation_finished(result(job))
+    world.services.inference.delete(world.job(job))
+    with pytest.raises(NotFound):
+        world.job(job)
+    assert [key for key in world.objects.keys("") if job.id in key] == []
 
 
 def test_a_body_that_never_comes_ends_the_job(world: World) -> None:
@@ -180,7 +248,7 @@ def test_a_body_that_never_comes_ends_the_job(world: World) -> None:
     world.checkpoint()
     models = {CheckpointType.STABLE_DIFFUSION: ["m.safetensors"]}
     job, url = world.services.inference.prepare(
-        "me", InferenceRequest(TaskType.IMG2IMG, models, None, {}), None
+        ME, InferenceRequest(TaskType.IMG2IMG, models, None, {}), None
     )
     assert url.startswith("http://store.test/")
     world.pass_time(12 * 3600 + 1)
@@ -191,7 +259,7 @@ def test_a_body_that_never_comes_ends_the_job(world: World) -> None:
 
 def test_an_upload_that_stops_fails_and_leaves_nothing_behind(world: World) -> None:
     service = world.services.checkpoints
-    checkpoint, _ = service.create("me", CheckpointType.LORA, [NewFile("l.safetensors", 3)], {})
+    checkpoint, _ = service.create(ME, CheckpointType.LORA, [NewFile("l.safetensors", 3)], {})
     world.put_part(checkpoint, b"first")
     world.pass_time(UPLOAD_DEADLINE_SECONDS + 1)
     ended = service.get(checkpoint.id)
@@ -201,7 +269,7 @@ def test_an_upload_that_stops_fails_and_leaves_nothing_behind(world: World) -> N
 
 
 def test_a_deployment_that_hangs_fails_with_advice(world: World) -> None:
-    endpoint = world.services.endpoints.create("me", "slow", "local", 1, None)
+    endpoint = world.services.endpoints.create(ME, "slow", "local", 1, None)
     world.pass_time(DEPLOY_DEADLINE_SECONDS + 1)
     ended = world.services.endpoints.get(endpoint.id)
     assert (ended.state, ended.deployment) == (EndpointState.FAILED, DeploymentState.FAILED)
@@ -213,13 +281,50 @@ def test_a_deployment_that_hangs_fails_with_advice(world: World) -> None:
         world.submit("slow")
 
 
+def test_a_deployment_that_is_refused_leaves_nothing(world: World) -> None:
+    world.compute.refusal = Conflict("your quota of ml.g5.xlarge is 0")
+    with pytest.raises(Conflict, match="quota"):
+        world.services.endpoints.create(ME, "studio", "ml.g5.xlarge", 1, None)
+    assert world.services.endpoints.page(10, None).items == []
+    world.compute.refusal = None
+    world.deploy("studio")
+
+
+def test_an_order_to_the_compute_side_that_was_lost_is_given_again(world: World) -> None:
+    service = world.services.endpoints
+    lost = service.create(ME, "lost", "local", 1, None)
+    refused = service.create(ME, "refused", "local", 1, None)
+    world.compute.known.clear()
+    world.pass_time(90)
+    assert set(world.compute.known) == {lost.id, refused.id}
+    del world.compute.known[refused.id]
+    world.compute.refusal = NotAvailable("no image yet")
+    world.pass_time(90)
+    assert service.get(lost.id).state is EndpointState.CREATING
+    assert (service.get(refused.id).state, service.get(refused.id).error) == (
+        EndpointState.FAILED,
+        "no image yet",
+    )
+    service.delete(["lost"])
+    world.compute.known[lost.id] = EndpointStatus(EndpointState.IN_SERVICE, 1)
+    world.pass_time(90)
+    assert lost.id not in world.compute.known
+    world.pass_time(90)
+    assert service.get(lost.id).state is EndpointState.DELETED
+
+
 def test_the_endpoint_that_has_the_checkpoint_is_chosen_then_the_idlest(world: World) -> None:
-    checkpoint = world.checkpoint()
+    world.checkpoint()
     world.deploy("idle", load=0)
     world.deploy("busy", load=5)
     assert world.submit().endpoint_name == "idle"
-    world.deploy("warm", load=3, loaded=frozenset({checkpoint.files[0].key}))
+    warm = world.deploy("warm", load=3)
+    world.events.invocation_finished(result(world.submit("warm")))
     assert world.submit().endpoint_name == "warm"
+    world.compute.known[warm.id] = EndpointStatus(EndpointState.IN_SERVICE, 0, 3)
+    assert world.submit().endpoint_name == "idle", (
+        "an endpoint without instances has nothing loaded"
+    )
     assert world.submit("busy").endpoint_name == "busy"
 
 
@@ -246,6 +351,84 @@ def test_a_disabled_checkpoint_cannot_be_used_until_it_is_enabled(world: World) 
     assert world.submit().checkpoints[0].name == "m.safetensors"
 
 
+def test_a_deleted_checkpoint_is_gone_with_its_files_and_its_name(world: World) -> None:
+    service = world.services.checkpoints
+    active = world.checkpoint()
+    uploading, _ = service.create(ME, CheckpointType.LORA, [NewFile("l.safetensors", 3)], {})
+    for checkpoint in (active, uploading):
+        service.delete(checkpoint)
+        with pytest.raises(NotFound):
+            service.get(checkpoint.id)
+    assert world.objects.keys("") == []
+    assert list((world.objects.root.parent / "multipart").iterdir()) == []
+    world.deploy("a")
+    with pytest.raises(NotFound, match=r"m\.safetensors"):
+        world.submit()
+
+
+def test_users_see_their_own_jobs_and_an_admin_sees_all(world: World) -> None:
+    world.deploy("a")
+    world.checkpoint()
+    mine, others = world.submit(), world.submit(caller=OTHER)
+    service = world.services.inference
+    with pytest.raises(NotFound):
+        service.get(ME, others.id)
+    assert service.get(ADMIN, others.id) == others
+    for caller, seen in ((ME, [mine.id]), (OTHER, [others.id]), (ADMIN, [others.id, mine.id])):
+        pages = [
+            service.page(caller, [], [], 10, None),
+            service.page(caller, [InferenceState.IN_PROGRESS], [TaskType.TXT2IMG], 10, None),
+        ]
+        for page in pages:
+            assert sorted(job.id for job in page.items) == sorted(seen)
+
+
+def test_everybody_uses_a_checkpoint_and_its_owner_alone_changes_it(world: World) -> None:
+    service = world.services.checkpoints
+    checkpoint = world.checkpoint()
+    assert service.get(checkpoint.id) == checkpoint
+    assert service.get_own(ADMIN, checkpoint.id) == service.get_own(ME, checkpoint.id)
+    with pytest.raises(Forbidden, match="belongs to another user"):
+        service.get_own(OTHER, checkpoint.id)
+
+
+def test_a_token_opens_what_its_scopes_allow_until_it_is_revoked(world: World) -> None:
+    access = world.services.access
+    token, text = access.create("anna", [Scope.INFER], None)
+    caller = access.authenticate(text)
+    assert caller is not None
+    assert caller.name == "anna"
+    caller.require(Scope.INFER)
+    with pytest.raises(Forbidden, match="lacks the scope 'models'"):
+        caller.require(Scope.MODELS)
+    for wrong in ("", "x", text + "x", token.id, f"{token.id}.", f"x.{text}", "\ud800.x"):
+        assert access.authenticate(wrong) is None
+    admin = access.authenticate(ADMIN_TOKEN)
+    assert admin is not None
+    admin.require(Scope.TRAIN)
+    access.revoke(token.id)
+    assert access.authenticate(text) is None
+    assert text not in repr(access.page(10, None))
+
+
+def test_a_tokens_jobs_of_a_day_are_bounded_and_repeats_are_not_counted(world: World) -> None:
+    access = world.services.access
+    world.deploy("a")
+    world.checkpoint()
+    _, text = access.create("anna", [Scope.INFER], 2)
+    anna = access.authenticate(text)
+    assert anna is not None
+    models = {CheckpointType.STABLE_DIFFUSION: ["m.safetensors"]}
+    request = InferenceRequest(TaskType.TXT2IMG, models, None, {"prompt": "x"})
+    first = world.services.inference.submit(anna, request, "key")
+    assert world.services.inference.submit(anna, request, "key") == first
+    world.submit(caller=anna)
+    with pytest.raises(QuotaExceeded, match="2 jobs of today"):
+        world.submit(caller=anna)
+    world.now += 24 * 3600
+    world.submit(caller=anna)
+
+
 @pytest.mark.parametrize(
     ("start", "to"),
     [
@@ -260,7 +443,7 @@ def test_a_checkpoint_goes_only_where_its_life_cycle_goes(
     service = world.services.checkpoints
     checkpoint = world.checkpoint()
     if start is not CheckpointState.ACTIVE:
-        checkpoint, _ = service.create("me", CheckpointType.VAE, [NewFile("v.pt", 1)], {})
+        checkpoint, _ = service.create(ME, CheckpointType.VAE, [NewFile("v.pt", 1)], {})
     if start is CheckpointState.FAILED:
         checkpoint = service.set_state(checkpoint, CheckpointState.FAILED)
         with pytest.raises(Conflict, match="nothing is left to upload"):

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 
 from middleware_api import __version__
 from middleware_api.api.checkpoints import checkpoint_router
-from middleware_api.api.edge import Edge, TokenCheck, envelope, error_response, request_id_of
+from middleware_api.api.edge import Edge, envelope, error_response, request_id_of
 from middleware_api.api.endpoints import endpoint_router
 from middleware_api.api.inference import inference_router
 from middleware_api.api.objects import objects_router
@@ -31,7 +31,7 @@ _CREDENTIALS = [
 ]
 
 
-def create_app(middleware: Embedded, api_token: str) -> FastAPI:
+def create_app(middleware: Embedded) -> FastAPI:
     """The application of one embedded middleware, which lives as long as it does."""
 
     @asynccontextmanager
@@ -57,7 +57,7 @@ def create_app(middleware: Embedded, api_token: str) -> FastAPI:
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(Edge, tokens=TokenCheck(api_token))
+    app.add_middleware(Edge, access=services.access)
     return app
 
 

@@ -8,7 +8,15 @@ from anyio import to_thread
 from fastapi import APIRouter, Body, Query, Response
 
 from middleware_api.api.body import StrictRoute
-from middleware_api.api.common import DEFAULT_LIMIT, Caller, Cursor, Limit, errors, set_cursor
+from middleware_api.api.common import (
+    DEFAULT_LIMIT,
+    Caller,
+    Cursor,
+    Limit,
+    errors,
+    needs,
+    set_cursor,
+)
 from middleware_api.api.wire import (
     ArrivedPart,
     CheckpointAnswer,
@@ -19,8 +27,9 @@ from middleware_api.api.wire import (
     CheckpointSummary,
     CheckpointUploadAnswer,
     FileUploadAnswer,
+    MessageAnswer,
 )
-from middleware_api.contract import CheckpointState, CheckpointType, PartTag
+from middleware_api.contract import CheckpointState, CheckpointType, PartTag, Scope
 from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.records import Checkpoint
@@ -59,8 +68,8 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
             error=checkpoint.error,
         )
 
-    @router.post("/checkpoint", responses=errors(409))
-    async def create_checkpoint(owner: Caller, body: CheckpointBody) -> CheckpointUploadAnswer:
+    @router.post("/checkpoint", **needs(Scope.MODELS, 409))
+    async def create_checkpoint(principal: Caller, body: CheckpointBody) -> CheckpointUploadAnswer:
         """Begin an upload; a file whose sha256 is known already is not sent again."""
         names = [file.filename for file in body.filenames]
         if len(set(names)) < len(names):
@@ -69,7 +78,7 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
             NewFile(file.filename, file.parts_number, file.size, file.sha256)
             for file in body.filenames
         ]
-        checkpoint, uploads = service.create(owner, body.checkpoint_type, files, body.params)
+        checkpoint, uploads = service.create(principal, body.checkpoint_type, files, body.params)
         return CheckpointUploadAnswer(
             checkpoint=summary(checkpoint), s3PresignUrl=[_file_upload(u) for u in uploads]
         )
@@ -79,19 +88,23 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
         """One checkpoint."""
         return CheckpointAnswer(checkpoint=summary(service.get(checkpoint_id)))
 
-    @router.get("/checkpoint/{checkpoint_id}/upload", responses=errors(404, 409))
-    async def get_checkpoint_upload(checkpoint_id: str) -> CheckpointUploadAnswer:
+    @router.get("/checkpoint/{checkpoint_id}/upload", **needs(Scope.MODELS, 404, 409))
+    async def get_checkpoint_upload(
+        principal: Caller, checkpoint_id: str
+    ) -> CheckpointUploadAnswer:
         """Which parts have arrived, and fresh URLs for the others."""
-        checkpoint = service.get(checkpoint_id)
+        checkpoint = service.get_own(principal, checkpoint_id)
         uploads = service.missing_parts(checkpoint)
         return CheckpointUploadAnswer(
             checkpoint=summary(checkpoint), s3PresignUrl=[_file_upload(u) for u in uploads]
         )
 
-    @router.put("/checkpoint", responses=errors(404, 409))
-    async def update_checkpoint(body: Annotated[CheckpointStateBody, Body()]) -> CheckpointAnswer:
+    @router.put("/checkpoint", **needs(Scope.MODELS, 404, 409))
+    async def update_checkpoint(
+        principal: Caller, body: Annotated[CheckpointStateBody, Body()]
+    ) -> CheckpointAnswer:
         """Finish an upload (`Active` with its parts' tags), give it up, disable or enable."""
-        checkpoint = service.get(body.checkpoint_id)
+        checkpoint = service.get_own(principal, body.checkpoint_id)
         if body.multi_parts_tags:
             tags = _tags(body)
             # Gigabytes are hashed and copied: not on the event loop.
@@ -99,6 +112,14 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
         else:
             after = service.set_state(checkpoint, CheckpointState(body.status))
         return CheckpointAnswer(checkpoint=summary(after))
+
+    @router.delete("/checkpoint", **needs(Scope.MODELS, 404))
+    async def delete_checkpoint(
+        principal: Caller, checkpoint_id: Annotated[str, Query(alias="id")]
+    ) -> MessageAnswer:
+        """Delete a checkpoint and its files; jobs that have not begun with it will fail."""
+        service.delete(service.get_own(principal, checkpoint_id))
+        return MessageAnswer(message=f"Checkpoint '{checkpoint_id}' deleted")
 
     @router.get("/checkpoints", responses=errors())
     async def list_checkpoints(

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request, Response
 
 from middleware_api.api.wire import ErrorAnswer
-from middleware_api.contract import CURSOR_HEADER, PAGE_DEFAULT, PAGE_MAX
+from middleware_api.contract import CURSOR_HEADER, PAGE_DEFAULT, PAGE_MAX, Scope
+from middleware_api.services.access import Principal
 
 _ERRORS = {
     400: "Not acceptable as it stands",
@@ -16,6 +17,7 @@ _ERRORS = {
     404: "No such thing",
     409: "Not allowed in this state",
     413: "Body too large",
+    429: "The token's jobs of today are used up",
     501: "Not available in this deployment",
 }
 
@@ -28,13 +30,24 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def caller(request: Request) -> str:
+def caller(request: Request) -> Principal:
     """Who calls; `Edge` has checked the token."""
-    principal: str = request.state.principal
+    principal: Principal = request.state.principal
     return principal
 
 
-Caller = Annotated[str, Depends(caller)]
+Caller = Annotated[Principal, Depends(caller)]
+
+
+def needs(scope: Scope, *statuses: int) -> dict[str, Any]:
+    """What a route that needs a scope tells FastAPI: the check, and the errors it can answer."""
+
+    async def check(principal: Caller) -> None:
+        principal.require(scope)
+
+    return {"dependencies": [Depends(check)], "responses": errors(403, *statuses)}
+
+
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 Cursor = Annotated[str | None, Query(description=f"The {CURSOR_HEADER} header of the page before")]
 DEFAULT_LIMIT = PAGE_DEFAULT

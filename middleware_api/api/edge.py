@@ -7,8 +7,6 @@ answer has a request id whatever went wrong.
 from __future__ import annotations
 
 import errno
-import hashlib
-import hmac
 import logging
 import uuid
 from collections.abc import MutableMapping
@@ -22,36 +20,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from middleware_api.contract import BODY_MAX_BYTES, REQUEST_ID_HEADER, TOKEN_HEADER
 from middleware_api.embedded.objects import OBJECTS_PATH, caller_base_url
 from middleware_api.errors import ServiceError, TooLarge
+from middleware_api.services.access import AccessService
 
 logger = logging.getLogger(__name__)
 
 _OPEN_PATHS = frozenset({"/openapi.json", "/docs"})
 _STAGE = "/prod"
-ADMIN = "admin"
-
-
-class TokenCheck:
-    """Compares tokens in constant time, and keeps only the hash."""
-
-    def __init__(self, token: str) -> None:
-        self._hash = hashlib.sha256(token.encode()).digest()
-
-    def principal(self, headers: Headers) -> str | None:
-        """Who calls, or None for a stranger."""
-        given = headers.get(TOKEN_HEADER)
-        if given is None:
-            scheme, _, credentials = headers.get("authorization", "").partition(" ")
-            given = credentials.strip() if scheme.lower() == "bearer" else ""
-        matches = hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._hash)
-        return ADMIN if matches else None
 
 
 class Edge:
     """Request id, the `/prod` stage, credentials, the body's bound, and unforeseen faults."""
 
-    def __init__(self, app: ASGIApp, tokens: TokenCheck) -> None:
+    def __init__(self, app: ASGIApp, access: AccessService) -> None:
         self._app = app
-        self._tokens = tokens
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,7 +60,7 @@ class Edge:
 
         try:
             if not path.startswith(OBJECTS_PATH) and path not in _OPEN_PATHS:
-                principal = self._tokens.principal(headers)
+                principal = self._access.authenticate(_token(headers))
                 if principal is None:
                     await _stranger(request_id)(scope, receive, send_with_id)
                     return
@@ -93,6 +75,14 @@ class Edge:
             if started:
                 raise
             await _fault_response(error, request_id)(scope, receive, send_with_id)
+
+
+def _token(headers: Headers) -> str:
+    given = headers.get(TOKEN_HEADER)
+    if given is not None:
+        return given
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else ""
 
 
 def error_response(error: ServiceError, request_id: str) -> Response:

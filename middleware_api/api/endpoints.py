@@ -7,7 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Response
 
 from middleware_api.api.body import StrictRoute
-from middleware_api.api.common import DEFAULT_LIMIT, Caller, Cursor, Limit, errors, set_cursor
+from middleware_api.api.common import (
+    DEFAULT_LIMIT,
+    Caller,
+    Cursor,
+    Limit,
+    errors,
+    needs,
+    set_cursor,
+)
 from middleware_api.api.wire import (
     DeleteEndpointsBody,
     DeployOrDelete,
@@ -15,6 +23,7 @@ from middleware_api.api.wire import (
     EndpointBody,
     time_text,
 )
+from middleware_api.contract import Scope
 from middleware_api.errors import InvalidRequest
 from middleware_api.records import Endpoint
 from middleware_api.services.endpoints import EndpointService
@@ -26,7 +35,11 @@ def endpoint_router(service: EndpointService) -> APIRouter:
     """The routes over one service."""
     router = APIRouter(route_class=StrictRoute, tags=["endpoints"])
 
-    def show(endpoint: Endpoint) -> EndpointAnswer:
+    def show(endpoints: list[Endpoint]) -> list[EndpointAnswer]:
+        counts = service.instance_counts(endpoints)
+        return [answer(endpoint, counts[endpoint.id]) for endpoint in endpoints]
+
+    def answer(endpoint: Endpoint, instance_count: int) -> EndpointAnswer:
         completed = endpoint.completed_at
         return EndpointAnswer(
             EndpointDeploymentJobId=endpoint.id,
@@ -38,15 +51,15 @@ def endpoint_router(service: EndpointService) -> APIRouter:
             error=endpoint.error,
             instance_type=endpoint.instance_type,
             initial_instance_count=endpoint.initial_instance_count,
-            current_instance_count=service.instance_count(endpoint),
+            current_instance_count=instance_count,
             autoscaling_enabled=endpoint.autoscaling_enabled,
             min_instance_count=endpoint.min_instance_count,
             max_instance_count=endpoint.max_instance_count,
         )
 
-    @router.post("/endpoints", responses=errors(404, 409))
+    @router.post("/endpoints", **needs(Scope.ADMIN, 404, 409))
     async def deploy_endpoint(
-        owner: Caller, body: Annotated[DeployOrDelete, Body()]
+        principal: Caller, body: Annotated[DeployOrDelete, Body()]
     ) -> EndpointAnswer | str:
         """Deploy an endpoint; a body with `delete_endpoint_list` deletes instead.
 
@@ -55,17 +68,16 @@ def endpoint_router(service: EndpointService) -> APIRouter:
         if isinstance(body, DeleteEndpointsBody):
             service.delete(body.delete_endpoint_list)
             return _DELETED
-        return show(
-            service.create(
-                owner,
-                body.endpoint_name,
-                body.instance_type,
-                body.initial_instance_count,
-                _autoscaling(body),
-            )
+        endpoint = service.create(
+            principal,
+            body.endpoint_name,
+            body.instance_type,
+            body.initial_instance_count,
+            _autoscaling(body),
         )
+        return answer(endpoint, 0)
 
-    @router.delete("/endpoints", responses=errors(404))
+    @router.delete("/endpoints", **needs(Scope.ADMIN, 404))
     async def delete_endpoints(
         body: Annotated[DeleteEndpointsBody | None, Body()] = None,
         delete_endpoint_list: Annotated[list[str], Query(max_length=100)] = [],  # noqa: B006
@@ -84,14 +96,14 @@ def endpoint_router(service: EndpointService) -> APIRouter:
         """Newest first."""
         page = service.page(limit, cursor)
         set_cursor(response, page.next_cursor)
-        return [show(endpoint) for endpoint in page.items]
+        return show(page.items)
 
     @router.get("/inference/get-endpoint-deployment-job", responses=errors(404))
     async def get_endpoint_deployment_job(
         job_id: Annotated[str, Query(alias="jobID")],
     ) -> EndpointAnswer:
         """One endpoint."""
-        return show(service.get(job_id))
+        return show([service.get(job_id)])[0]
 
     return router
 

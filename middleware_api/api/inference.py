@@ -11,7 +11,15 @@ from pydantic import ValidationError
 
 from middleware_api import contract
 from middleware_api.api.body import StrictRoute, parse_json
-from middleware_api.api.common import DEFAULT_LIMIT, Caller, Cursor, Limit, errors, set_cursor
+from middleware_api.api.common import (
+    DEFAULT_LIMIT,
+    Caller,
+    Cursor,
+    Limit,
+    errors,
+    needs,
+    set_cursor,
+)
 from middleware_api.api.wire import (
     InferenceBody,
     InferenceJobAnswer,
@@ -27,6 +35,7 @@ from middleware_api.contract import (
     IDEMPOTENCY_HEADER,
     CheckpointType,
     InferenceState,
+    Scope,
     TaskType,
 )
 from middleware_api.errors import InvalidRequest, NotAvailable
@@ -47,7 +56,7 @@ def inference_router(service: InferenceService) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["inference"])
 
     run_answers: dict[str, Any] = {
-        "responses": errors(404, 409, 501),
+        **needs(Scope.INFER, 404, 409, 501),
         "response_model_exclude_none": True,
     }
 
@@ -77,8 +86,9 @@ def inference_router(service: InferenceService) -> APIRouter:
         """Is the server there, and the token right?"""
         return MessageAnswer(message="Success")
 
-    @router.get("/inference/list-inference-jobs", responses=errors())
+    @router.get("/inference/list-inference-jobs", **needs(Scope.INFER))
     async def list_inference_jobs(
+        principal: Caller,
         response: Response,
         status: Annotated[list[InferenceState], Query()] = [],  # noqa: B006
         task_type: Annotated[list[TaskType], Query()] = [],  # noqa: B006
@@ -86,60 +96,66 @@ def inference_router(service: InferenceService) -> APIRouter:
         cursor: Cursor = None,
     ) -> list[InferenceJobAnswer]:
         """Newest first."""
-        page = service.page(status, task_type, limit, cursor)
+        page = service.page(principal, status, task_type, limit, cursor)
         set_cursor(response, page.next_cursor)
         return [show(job) for job in page.items]
 
-    @router.get("/inference/get-inference-job", responses=errors(404))
-    async def get_inference_job(job_id: JobId) -> InferenceJobAnswer:
+    @router.get("/inference/get-inference-job", **needs(Scope.INFER, 404))
+    async def get_inference_job(principal: Caller, job_id: JobId) -> InferenceJobAnswer:
         """One job, with its progress."""
-        return show(service.get(job_id))
+        return show(service.get(principal, job_id))
 
-    @router.get("/inference/get-inference-job-image-output", responses=errors(404, 409))
-    async def get_inference_job_image_output(job_id: JobId) -> list[str]:
+    @router.get("/inference/get-inference-job-image-output", **needs(Scope.INFER, 404, 409))
+    async def get_inference_job_image_output(principal: Caller, job_id: JobId) -> list[str]:
         """Presigned URLs of the pictures."""
-        return service.image_urls(service.get(job_id))
+        return service.image_urls(service.get(principal, job_id))
 
-    @router.get("/inference/get-inference-job-param-output", responses=errors(404, 409))
-    async def get_inference_job_param_output(job_id: JobId) -> list[str]:
+    @router.get("/inference/get-inference-job-param-output", **needs(Scope.INFER, 404, 409))
+    async def get_inference_job_param_output(principal: Caller, job_id: JobId) -> list[str]:
         """A presigned URL of the parameters and info."""
-        return service.param_urls(service.get(job_id))
+        return service.param_urls(service.get(principal, job_id))
 
     @router.post(
         "/inference/v2",
-        responses=errors(404, 409, 413, 501),
         response_model_exclude_none=True,
+        **needs(Scope.INFER, 404, 409, 413, 429, 501),
     )
     async def submit_inference(
-        owner: Caller,
+        principal: Caller,
         body: Annotated[InferenceOrUpload, Body()],
         idempotency_key: IdempotencyKey = None,
     ) -> SubmittedAnswer:
         """Submit a job, or prepare one whose body follows (`upload_params`)."""
         request = _request(body)
         if isinstance(body, UploadParamsBody):
-            job, url = service.prepare(owner, request, idempotency_key)
+            job, url = service.prepare(principal, request, idempotency_key)
             return _submitted(job, url)
-        return _submitted(service.submit(owner, request, idempotency_key))
+        return _submitted(service.submit(principal, request, idempotency_key))
 
     @router.post("/inference/v2/{job_id}/run", operation_id="run_inference_post", **run_answers)
     @router.put("/inference/v2/{job_id}/run", operation_id="run_inference_put", **run_answers)
-    async def run_inference(job_id: str, request: Request) -> SubmittedAnswer:
+    async def run_inference(principal: Caller, job_id: str, request: Request) -> SubmittedAnswer:
         """Run a prepared job; with `train_type` in the body, create a train job."""
         body = await request.body()
         if body and "train_type" in _object(parse_json(body)):
             raise NotAvailable("Training is not available in this version of the middleware.")
-        job = service.get(job_id)
+        job = service.get(principal, job_id)
         if job.state is not InferenceState.CREATED:
             return _submitted(service.run(job, {}))
         # Up to hundreds of MB of pictures: not on the event loop.
         params = await to_thread.run_sync(lambda: _uploaded_body(service.uploaded_params(job), job))
         return _submitted(service.run(job, params))
 
-    @router.post("/inference/v2/{job_id}/cancel", responses=errors(404))
-    async def cancel_inference(job_id: str) -> InferenceJobAnswer:
+    @router.post("/inference/v2/{job_id}/cancel", **needs(Scope.INFER, 404))
+    async def cancel_inference(principal: Caller, job_id: str) -> InferenceJobAnswer:
         """Stop a job; pictures that it has made are kept."""
-        return show(service.cancel(service.get(job_id)))
+        return show(service.cancel(service.get(principal, job_id)))
+
+    @router.delete("/inference/v2/{job_id}", **needs(Scope.INFER, 404, 409))
+    async def delete_inference(principal: Caller, job_id: str) -> MessageAnswer:
+        """Delete a finished job with its pictures."""
+        service.delete(service.get(principal, job_id))
+        return MessageAnswer(message=f"Inference job '{job_id}' deleted")
 
     return router
 

@@ -4,6 +4,7 @@ ContainerError
 ├── BadRequest            400  the caller's request cannot be done as written
 ├── CheckpointUnreadable  400  a weights file is not what the engine can load
 ├── DiskFull              507  no room for pictures
+├── Unforeseen            500  a fault of ours; the log has the traceback
 ├── WorkerStopping        503  the process is going away, queue the job again
 └── Unauthorized          401  the worker token is missing or wrong
 
@@ -40,6 +41,10 @@ class DiskFull(ContainerError):
 
     status = 507
     code = "disk_full"
+
+
+class Unforeseen(ContainerError):
+    """A fault of ours; the log has the traceback."""
 
 
 class WorkerStopping(ContainerError):

@@ -18,7 +18,13 @@ from middleware_api import contract
 from middleware_api.container import infotext, pictures
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.engine import CheckpointFile, Engine, Step
-from middleware_api.container.errors import BadRequest, ContainerError, JobCancelled, WorkerStopping
+from middleware_api.container.errors import (
+    BadRequest,
+    ContainerError,
+    JobCancelled,
+    Unforeseen,
+    WorkerStopping,
+)
 from middleware_api.container.request import parse_request
 from middleware_api.container.storage import FolderStorage
 
@@ -65,7 +71,37 @@ class JobRunner:
     clock: Callable[[], float] = time.time
 
     def run(self, invocation: contract.Invocation) -> contract.InvocationResult:
-        """Raises ContainerError; pictures that were finished before are kept either way."""
+        """Raises ContainerError; pictures that were finished before are kept either way.
+
+        The end is also written as the job's outcome, unless the job is to go again.
+        """
+        job_id = invocation["job_id"]
+        try:
+            result = self._run(invocation)
+        except WorkerStopping:
+            raise
+        except ContainerError as error:
+            self._note_outcome(job_id, contract.Outcome(result=None, failure=str(error)))
+            raise
+        except Exception as error:
+            logger.exception("failed job=%s", job_id)
+            fault = Unforeseen(
+                f"The worker failed on job {job_id} for a reason it did not foresee "
+                f"({type(error).__name__}). Its log has the details; try again, and report it if "
+                "it happens twice."
+            )
+            self._note_outcome(job_id, contract.Outcome(result=None, failure=str(fault)))
+            raise fault from error
+        self._note_outcome(job_id, contract.Outcome(result=result, failure=None))
+        return result
+
+    def _note_outcome(self, job_id: str, outcome: contract.Outcome) -> None:
+        try:
+            self.storage.write(contract.outcome_key(job_id), json.dumps(outcome).encode())
+        except (ContainerError, OSError):  # the answer itself still carries the outcome
+            logger.exception("outcome not written job=%s", job_id)
+
+    def _run(self, invocation: contract.Invocation) -> contract.InvocationResult:
         if self.stopping.is_set():
             raise _stopping()
         job_id = invocation["job_id"]
@@ -142,6 +178,7 @@ class ProgressReporter:
         self._latest: tuple[str, Step] = ("starting", Step(0, 0, None))
         self._dirty = self._closed = False
         self._has_preview = False
+        self._started = clock()
         self._thread = threading.Thread(target=self._write_changes, daemon=True)
         self._thread.start()
 
@@ -190,6 +227,7 @@ class ProgressReporter:
             total_steps=step.total,
             fraction=step.done / step.total if step.total else 0.0,
             phase=phase,
+            started_at=self._started,
             updated_at=self._clock(),
             has_preview=self._has_preview,
         )

@@ -92,14 +92,6 @@ def create_app(settings: Settings, runner: JobRunner) -> Starlette:
             except ContainerError as error:
                 logger.info("refused job=%s code=%s", job_id, error.code)
                 return _error(error.status, error.code, str(error))
-            except Exception:
-                logger.exception("failed job=%s", job_id)
-                return _error(
-                    500,
-                    "internal_error",
-                    f"The worker failed on job {job_id} for a reason it did not foresee. Its log "
-                    "has the details; try again, and report it if it happens twice.",
-                )
         seconds = time.monotonic() - since
         logger.info("finished job=%s status=%s seconds=%.2f", job_id, result["status"], seconds)
         return JSONResponse(result)

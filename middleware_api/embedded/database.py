@@ -23,21 +23,31 @@ MIGRATIONS = (
         body TEXT NOT NULL,
         PRIMARY KEY (kind, id)
     );
-    CREATE INDEX records_newest ON records (kind, created_at, id);
-    CREATE INDEX records_state ON records (kind, state, created_at, id);
-    CREATE INDEX records_label ON records (kind, label, created_at, id);
-    CREATE INDEX records_state_label ON records (kind, state, label, created_at, id);
-    CREATE INDEX records_due ON records (kind, check_at) WHERE check_at IS NOT NULL;
-    CREATE TABLE keys (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX newest ON records (kind, created_at, id);
+    CREATE INDEX newest_state ON records (kind, state, created_at, id);
+    CREATE INDEX newest_label ON records (kind, label, created_at, id);
+    CREATE INDEX newest_state_label ON records (kind, state, label, created_at, id);
+    CREATE INDEX newest_owner ON records (kind, owner, created_at, id);
+    CREATE INDEX newest_owner_state ON records (kind, owner, state, created_at, id);
+    CREATE INDEX newest_owner_label ON records (kind, owner, label, created_at, id);
+    CREATE INDEX newest_owner_state_label
+        ON records (kind, owner, state, label, created_at, id);
+    CREATE INDEX due ON records (kind, check_at) WHERE check_at IS NOT NULL;
+    CREATE TABLE keys (
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL,
+        expires_at REAL
+    ) WITHOUT ROWID;
+    CREATE INDEX keys_expired ON keys (expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE queue (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
         job_id TEXT NOT NULL UNIQUE,
-        endpoint TEXT NOT NULL,
+        endpoint_id TEXT NOT NULL,
         invocation TEXT NOT NULL,
         leased_at REAL,
         deaths INTEGER NOT NULL DEFAULT 0
     );
-    CREATE INDEX queue_next ON queue (endpoint, leased_at, position);
+    CREATE INDEX queue_next ON queue (endpoint_id, leased_at, position);
     """,
 )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from middleware_api.contract import EndpointState, Invocation
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 DEATHS_ALLOWED = 1
 STARTS_ALLOWED = 3
 
+_DELETED = "The endpoint was deleted before the job was done. Submit it to another one."
+_FAILED = "The endpoint has failed. GET /endpoints tells why; submit to another one."
+
 
 @dataclass
 class _Running:
@@ -42,6 +46,9 @@ class _Running:
 
 class ProcessEndpoints:
     """`ports.Endpoints` with one worker process an instance."""
+
+    # Its own queue loses nothing: an overnight backlog may take as long as it takes.
+    patience_seconds = math.inf
 
     def __init__(
         self,
@@ -63,7 +70,7 @@ class ProcessEndpoints:
         """See `ports.Endpoints`. Also takes an endpoint up again after a restart."""
         running = _Running(endpoint, settled=endpoint.state)
         with self._lock:
-            self._running[endpoint.name] = running
+            self._running[endpoint.id] = running
             workers = sum(r.endpoint.initial_instance_count for r in self._running.values())
         settings = self._settings_for(workers)
         for number in range(endpoint.initial_instance_count):
@@ -79,32 +86,41 @@ class ProcessEndpoints:
         )
         thread.start()
 
-    def status(self, name: str) -> EndpointStatus:
-        """See `ports.Endpoints`."""
-        with self._lock:
-            running = self._running.get(name)
-        if running is None:
-            return EndpointStatus(EndpointState.DELETED, 0, 0, frozenset())
-        return EndpointStatus(
-            state=running.settled,
-            instance_count=sum(slot.ready for slot in running.slots),
-            load=self._queue.load(name),
-            loaded=frozenset().union(*(slot.loaded for slot in running.slots)),
-        )
+    def entered_service(self, endpoint: Endpoint) -> None:
+        """See `ports.Endpoints`. Nothing: the number of worker processes stays what it is."""
 
-    def invoke(self, endpoint_name: str, invocation: Invocation) -> None:
+    def statuses(self, endpoints: Collection[Endpoint]) -> dict[str, EndpointStatus]:
         """See `ports.Endpoints`."""
-        self._queue.put(endpoint_name, invocation)
         with self._lock:
-            running = self._running.get(endpoint_name)
+            found = {endpoint.id: self._running.get(endpoint.id) for endpoint in endpoints}
+        return {
+            endpoint_id: EndpointStatus(EndpointState.DELETED)
+            if running is None
+            else EndpointStatus(
+                state=running.settled,
+                instance_count=sum(slot.ready for slot in running.slots),
+                load=self._queue.load(endpoint_id),
+            )
+            for endpoint_id, running in found.items()
+        }
+
+    def invoke(self, endpoint_id: str, invocation: Invocation) -> None:
+        """See `ports.Endpoints`."""
+        self._queue.put(endpoint_id, invocation)
+        with self._lock:
+            running = self._running.get(endpoint_id)
         if running is None:
-            self._fail(invocation["job_id"], endpoint_name, _deleted(endpoint_name))
+            self._fail(invocation["job_id"], _DELETED)
             return
         if running.settled is EndpointState.FAILED:
-            self._fail(invocation["job_id"], endpoint_name, _failed(endpoint_name))
+            self._fail(invocation["job_id"], _FAILED)
             return
         for slot in running.slots:
             slot.wake()
+
+    def accepted(self, job_id: str) -> bool:
+        """See `ports.Endpoints`."""
+        return self._queue.position(job_id) is not None
 
     def queue_position(self, job_id: str) -> int | None:
         """See `ports.Endpoints`."""
@@ -133,10 +149,10 @@ class ProcessEndpoints:
         if any(slot.ready for slot in running.slots):
             return
         self._settle(running, EndpointState.FAILED, reason)
-        for job_id in self._queue.waiting(running.endpoint.name):
-            self._fail(job_id, running.endpoint.name, _failed(running.endpoint.name))
+        for job_id in self._queue.waiting(running.endpoint.id):
+            self._fail(job_id, _FAILED)
 
-    def run(self, job: QueuedJob, worker: Worker, endpoint: str) -> None:
+    def run(self, job: QueuedJob, worker: Worker) -> None:
         """Run one leased job on a worker and record its end, whatever it is.
 
         Raises WorkerDied when the worker is gone; the job has been dealt with then too.
@@ -150,7 +166,7 @@ class ProcessEndpoints:
             self._queue.give_back(job.job_id, died=False)
             return
         except WorkerRefused as error:
-            self._fail(job.job_id, endpoint, str(error))
+            self._fail(job.job_id, str(error))
             return
         except WorkerDied as error:
             if job.deaths < DEATHS_ALLOWED:
@@ -159,33 +175,32 @@ class ProcessEndpoints:
             else:
                 self._fail(
                     job.job_id,
-                    endpoint,
                     f"The worker process died twice over this job ({error}). It may need more "
                     "memory than there is: try a smaller picture or batch.",
                 )
             raise
-        self._sink.invocation_finished(InvocationFinished(job.job_id, endpoint, result=result))
+        self._sink.invocation_finished(InvocationFinished(job.job_id, result=result))
         self._queue.remove(job.job_id)
 
-    def give_up(self, job: QueuedJob, endpoint: str, fault: Exception) -> None:
+    def give_up(self, job: QueuedJob, fault: Exception) -> None:
         """End a job over which this server itself stumbled."""
         kind = type(fault).__name__
-        self._fail(job.job_id, endpoint, f"A fault in the server ({kind}: {fault}); see its log.")
+        self._fail(job.job_id, f"A fault in the server ({kind}: {fault}); see its log.")
 
     def _delete(self, endpoint: Endpoint) -> None:
         with self._lock:
-            running = self._running.pop(endpoint.name, None)
+            running = self._running.pop(endpoint.id, None)
         slots = running.slots if running else []
         for slot in slots:
             slot.ask_to_stop()
         for slot in slots:
             slot.join()
-        for job_id in self._queue.waiting(endpoint.name):
-            self._fail(job_id, endpoint.name, _deleted(endpoint.name))
+        for job_id in self._queue.waiting(endpoint.id):
+            self._fail(job_id, _DELETED)
         self._sink.endpoint_changed(EndpointChanged(endpoint.id, EndpointState.DELETED))
 
-    def _fail(self, job_id: str, endpoint: str, reason: str) -> None:
-        self._sink.invocation_finished(InvocationFinished(job_id, endpoint, failure=reason))
+    def _fail(self, job_id: str, reason: str) -> None:
+        self._sink.invocation_finished(InvocationFinished(job_id, failure=reason))
         self._queue.remove(job_id)
 
     def _settle(self, running: _Running, state: EndpointState, error: str) -> None:
@@ -194,14 +209,6 @@ class ProcessEndpoints:
                 return
             running.settled = state
         self._sink.endpoint_changed(EndpointChanged(running.endpoint.id, state, error))
-
-
-def _deleted(endpoint: str) -> str:
-    return f"Endpoint '{endpoint}' was deleted before the job was done. Submit it to another one."
-
-
-def _failed(endpoint: str) -> str:
-    return f"Endpoint '{endpoint}' has failed. GET /endpoints tells why; submit to another one."
 
 
 class _Slot:
@@ -216,7 +223,6 @@ class _Slot:
         settings: WorkerSettings,
     ) -> None:
         self.ready = False
-        self.loaded: frozenset[str] = frozenset()
         self._name = name
         self._endpoints = endpoints
         self._running = running
@@ -287,7 +293,7 @@ class _Slot:
         while not self._stopping:
             if not worker.is_alive():
                 raise WorkerDied("it died while it was idle")
-            job = self._queue.lease(self._running.endpoint.name)
+            job = self._queue.lease(self._running.endpoint.id)
             if job is not None:
                 self._run(job, worker)
                 continue
@@ -298,20 +304,17 @@ class _Slot:
                 self._woken = False
 
     def _run(self, job: QueuedJob, worker: Worker) -> None:
-        endpoint = self._running.endpoint.name
         try:
-            self._endpoints.run(job, worker, endpoint)
+            self._endpoints.run(job, worker)
         except WorkerDied:
             raise
         except Exception as fault:
             logger.exception("job %s", job.job_id)
-            self._endpoints.give_up(job, endpoint, fault)
-        self.loaded = frozenset(c["key"] for c in job.invocation["checkpoints"])
+            self._endpoints.give_up(job, fault)
 
     def _put_worker_away(self) -> None:
         with self._condition:
             worker, self._worker = self._worker, None
         self.ready = False
-        self.loaded = frozenset()
         if worker is not None:
             worker.stop()

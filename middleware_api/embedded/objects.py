@@ -84,6 +84,10 @@ class FolderObjects:
         path = self.path(key)
         return path.stat().st_size if path.is_file() else None
 
+    def delete_all(self, prefix: str) -> None:
+        """See `ports.Objects`."""
+        shutil.rmtree(self.path(prefix), ignore_errors=True)
+
     def keys(self, prefix: str) -> list[str]:
         """See `ports.Objects`."""
         # A leading dot marks what a worker is still writing.
@@ -113,6 +117,15 @@ class FolderObjects:
     def presigned_part(self, key: str, upload_id: str, number: int, seconds: int) -> str:
         """See `ports.Objects`."""
         return self._sign(SignedTarget("PUT", key, self._expiry(seconds), upload_id, number))
+
+    def write_part(self, key: str, upload_id: str, number: int, content: bytes) -> str:
+        """See `ports.Objects`."""
+        folder = self._upload_folder(key, upload_id)
+        temporary = self._temporary()
+        temporary.write_bytes(content)
+        etag = _etag(zlib.crc32(content), len(content))
+        _put_part(temporary, folder, number, etag)
+        return etag
 
     def arrived_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """See `ports.Objects`."""
@@ -169,11 +182,7 @@ class FolderObjects:
             raise Forbidden("This URL has expired. Ask for a new one.", "url_expired")
 
     async def receive(self, target: SignedTarget, body: AsyncIterator[bytes]) -> str:
-        """Store what a signed PUT brings; returns its ETag. Memory stays at one chunk.
-
-        The ETag of a part is its CRC-32 and size: enough to tell parts apart, at a fraction of
-        MD5's cost.
-        """
+        """Store what a signed PUT brings; returns its ETag. Memory stays at one chunk."""
         folder = self._upload_folder(target.key, target.upload_id) if target.upload_id else None
         temporary = self._temporary()
         crc = size = 0
@@ -182,14 +191,11 @@ class FolderObjects:
                 async for chunk in _in_large_chunks(body):
                     crc = await to_thread.run_sync(_append, file.fileno(), chunk, crc)
                     size += len(chunk)
-            etag = f"{crc:08x}{size:x}"
+            etag = _etag(crc, size)
             if folder is None:
                 self._put_in_place(temporary, self.path(target.key))
             else:
-                # One part number has one content: the newest, as in S3.
-                for older in folder.glob(f"{target.part}-*"):
-                    older.unlink()
-                os.replace(temporary, folder / f"{target.part}-{etag}")
+                _put_part(temporary, folder, target.part, etag)
         finally:
             temporary.unlink(missing_ok=True)
         return etag
@@ -253,6 +259,18 @@ def _chosen_parts(folder: Path, arrived: list[StoredPart], tags: list[PartTag]) 
                 "part_too_small",
             )
     return [folder / f"{n}-{etags[n].etag}" for n in numbers]
+
+
+def _etag(crc: int, size: int) -> str:
+    """CRC-32 and size: enough to tell parts apart, at a fraction of MD5's cost."""
+    return f"{crc:08x}{size:x}"
+
+
+def _put_part(temporary: Path, folder: Path, number: int, etag: str) -> None:
+    """One part number has one content: the newest, as in S3."""
+    for older in folder.glob(f"{number}-*"):
+        older.unlink()
+    os.replace(temporary, folder / f"{number}-{etag}")
 
 
 def _append(descriptor: int, chunk: bytes, crc: int) -> int:

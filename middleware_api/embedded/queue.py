@@ -39,22 +39,22 @@ class JobQueue:
         with self._database.transaction() as connection:
             connection.execute("UPDATE queue SET leased_at = NULL")
 
-    def put(self, endpoint: str, invocation: Invocation) -> None:
+    def put(self, endpoint_id: str, invocation: Invocation) -> None:
         """Append a job; one that is there already stays where it is."""
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT OR IGNORE INTO queue (job_id, endpoint, invocation) VALUES (?, ?, ?)",
-                (invocation["job_id"], endpoint, json.dumps(invocation)),
+                "INSERT OR IGNORE INTO queue (job_id, endpoint_id, invocation) VALUES (?, ?, ?)",
+                (invocation["job_id"], endpoint_id, json.dumps(invocation)),
             )
 
-    def lease(self, endpoint: str) -> QueuedJob | None:
+    def lease(self, endpoint_id: str) -> QueuedJob | None:
         """The endpoint's next job, now nobody else's; None when none waits."""
         with self._database.transaction() as connection:
             row = connection.execute(
                 "UPDATE queue SET leased_at = ? WHERE job_id = (SELECT job_id FROM queue"
-                " WHERE endpoint = ? AND leased_at IS NULL ORDER BY position LIMIT 1)"
+                " WHERE endpoint_id = ? AND leased_at IS NULL ORDER BY position LIMIT 1)"
                 " RETURNING invocation, deaths",
-                (self._clock(), endpoint),
+                (self._clock(), endpoint_id),
             ).fetchone()
         return QueuedJob(json.loads(row["invocation"]), row["deaths"]) if row else None
 
@@ -84,7 +84,7 @@ class JobQueue:
         """0 while leased, n for the n-th in its endpoint's queue, None when not here."""
         rows = self._database.rows(
             "SELECT leased_at, (SELECT count(*) FROM queue AS ahead WHERE"
-            " ahead.endpoint = job.endpoint AND ahead.leased_at IS NULL"
+            " ahead.endpoint_id = job.endpoint_id AND ahead.leased_at IS NULL"
             " AND ahead.position <= job.position) AS place FROM queue AS job WHERE job_id = ?",
             (job_id,),
         )
@@ -92,17 +92,17 @@ class JobQueue:
             return None
         return 0 if rows[0]["leased_at"] is not None else rows[0]["place"]
 
-    def load(self, endpoint: str) -> int:
+    def load(self, endpoint_id: str) -> int:
         """Jobs waiting or running on an endpoint."""
         rows = self._database.rows(
-            "SELECT count(*) AS jobs FROM queue WHERE endpoint = ?", (endpoint,)
+            "SELECT count(*) AS jobs FROM queue WHERE endpoint_id = ?", (endpoint_id,)
         )
         count: int = rows[0]["jobs"]
         return count
 
-    def waiting(self, endpoint: str) -> list[str]:
+    def waiting(self, endpoint_id: str) -> list[str]:
         """Ids of all jobs of an endpoint, leased or not, oldest first."""
         rows = self._database.rows(
-            "SELECT job_id FROM queue WHERE endpoint = ? ORDER BY position", (endpoint,)
+            "SELECT job_id FROM queue WHERE endpoint_id = ? ORDER BY position", (endpoint_id,)
         )
         return [row["job_id"] for row in rows]

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import heapq
-import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import product
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic import TypeAdapter
-
-from middleware_api.contract import CURSOR_HEADER
 from middleware_api.embedded.database import Database
-from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecord
+from middleware_api.errors import Conflict, NotFound
 from middleware_api.ports import Page
-from middleware_api.records import Checkpoint, Endpoint, InferenceJob, Record
+from middleware_api.record_json import (
+    dump_record,
+    load_record,
+    make_cursor,
+    parse_cursor,
+    stale,
+)
+from middleware_api.records import Record
 
 R = TypeVar("R", bound=Record)
-
-_ADAPTERS: dict[type[Record], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (InferenceJob, Endpoint, Checkpoint)
-}
 
 
 class SqliteRecords:
     """`ports.Records` on the embedded database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
         self._database = database
+        self._clock = clock
 
     def add(self, record: Record) -> None:
         """See `ports.Records`."""
@@ -49,7 +47,7 @@ class SqliteRecords:
                         record.created_at,
                         record.check_at,
                         record.version,
-                        _dump(record),
+                        dump_record(record),
                     ),
                 )
         except sqlite3.IntegrityError as error:
@@ -62,7 +60,7 @@ class SqliteRecords:
         )
         if not rows:
             raise NotFound(f"There is no {kind.KIND} with the id '{record_id}'.")
-        return _load(kind, rows[0]["body"])
+        return load_record(kind, rows[0]["body"])
 
     def update(self, record: R) -> R:
         """See `ports.Records`."""
@@ -75,38 +73,47 @@ class SqliteRecords:
                     after.index_state,
                     after.check_at,
                     after.version,
-                    _dump(after),
+                    dump_record(after),
                     record.KIND,
                     record.id,
                     record.version,
                 ),
             ).rowcount
         if not changed:
-            raise StaleRecord(
-                f"{record.KIND} '{record.id}' was changed by somebody else meanwhile. Try again."
-            )
+            raise stale(record)
         return after
+
+    def remove(self, record: Record) -> None:
+        """See `ports.Records`."""
+        with self._database.transaction() as connection:
+            removed = connection.execute(
+                "DELETE FROM records WHERE kind = ? AND id = ? AND version = ?",
+                (record.KIND, record.id, record.version),
+            ).rowcount
+        if not removed:
+            raise stale(record)
 
     def page(
         self,
         kind: type[R],
         *,
+        owner: str | None = None,
         states: Collection[str] = (),
         labels: Collection[str] = (),
         limit: int,
         cursor: str | None = None,
     ) -> Page[R]:
         """See `ports.Records`. One short index range a pair of filters, merged by age."""
-        before = _parse_cursor(cursor) if cursor else (float("inf"), "")
+        before = parse_cursor(cursor) if cursor else (float("inf"), "")
         ranges = [
-            self._range(kind, state, label, before, limit + 1)
+            self._range(kind, owner, state, label, before, limit + 1)
             for state, label in product(set(states) or (None,), set(labels) or (None,))
         ]
         merged = heapq.merge(*ranges, key=lambda row: (row["created_at"], row["id"]), reverse=True)
         rows = [row for row, _ in zip(merged, range(limit + 1), strict=False)]
-        items = [_load(kind, row["body"]) for row in rows[:limit]]
+        items = [load_record(kind, row["body"]) for row in rows[:limit]]
         more = len(rows) > limit
-        return Page(items, _make_cursor(items[-1]) if more else None)
+        return Page(items, make_cursor(items[-1]) if more else None)
 
     def due(self, kind: type[R], now: float, limit: int) -> list[R]:
         """See `ports.Records`."""
@@ -114,25 +121,48 @@ class SqliteRecords:
             "SELECT body FROM records WHERE kind = ? AND check_at <= ? ORDER BY check_at LIMIT ?",
             (kind.KIND, now, limit),
         )
-        return [_load(kind, row["body"]) for row in rows]
+        return [load_record(kind, row["body"]) for row in rows]
 
-    def claim(self, key: str, value: str) -> str:
+    def claim(self, key: str, value: str, seconds: float | None = None) -> str:
         """See `ports.Records`."""
+        now = self._clock()
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (key, value))
+            connection.execute("DELETE FROM keys WHERE expires_at <= ?", (now,))
+            connection.execute(
+                "INSERT OR IGNORE INTO keys VALUES (?, ?, ?)",
+                (key, value, None if seconds is None else now + seconds),
+            )
             row = connection.execute("SELECT value FROM keys WHERE key = ?", (key,)).fetchone()
         bound: str = row["value"]
         return bound
 
+    def count(self, key: str, limit: int, seconds: float) -> bool:
+        """See `ports.Records`."""
+        now = self._clock()
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM keys WHERE expires_at <= ?", (now,))
+            connection.execute(
+                "INSERT OR IGNORE INTO keys VALUES (?, '0', ?)", (key, now + seconds)
+            )
+            return bool(
+                connection.execute(
+                    "UPDATE keys SET value = value + 1 WHERE key = ? AND value + 0 < ?",
+                    (key, limit),
+                ).rowcount
+            )
+
     def lookup(self, key: str) -> str | None:
         """See `ports.Records`."""
-        rows = self._database.rows("SELECT value FROM keys WHERE key = ?", (key,))
+        rows = self._database.rows(
+            "SELECT value FROM keys WHERE key = ? AND (expires_at IS NULL OR expires_at > ?)",
+            (key, self._clock()),
+        )
         return rows[0]["value"] if rows else None
 
     def bind(self, key: str, value: str) -> None:
         """See `ports.Records`."""
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (key, value))
+            connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, NULL)", (key, value))
 
     def release(self, key: str, value: str) -> None:
         """See `ports.Records`."""
@@ -142,6 +172,7 @@ class SqliteRecords:
     def _range(
         self,
         kind: type[R],
+        owner: str | None,
         state: str | None,
         label: str | None,
         before: tuple[float, str],
@@ -149,39 +180,12 @@ class SqliteRecords:
     ) -> list[sqlite3.Row]:
         where = "kind = ?"
         values: list[object] = [kind.KIND]
-        if state is not None:
-            where += " AND state = ?"
-            values.append(state)
-        if label is not None:
-            where += " AND label = ?"
-            values.append(label)
+        for column, value in (("owner", owner), ("state", state), ("label", label)):
+            if value is not None:
+                where += f" AND {column} = ?"
+                values.append(value)
         return self._database.rows(
             f"SELECT id, created_at, body FROM records WHERE {where}"
             " AND (created_at, id) < (?, ?) ORDER BY created_at DESC, id DESC LIMIT ?",
             (*values, *before, limit),
         )
-
-
-def _dump(record: Record) -> str:
-    return _ADAPTERS[type(record)].dump_json(record).decode()
-
-
-def _load(kind: type[R], body: str) -> R:
-    record: R = _ADAPTERS[kind].validate_json(body)
-    return record
-
-
-def _make_cursor(record: Record) -> str:
-    text = json.dumps([record.created_at, record.id])
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _parse_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        created_at, record_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return float(created_at), str(record_id)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise InvalidRequest(
-            f"Not a cursor: take it from the {CURSOR_HEADER} header of the page before.",
-            ("query", "cursor"),
-        ) from error

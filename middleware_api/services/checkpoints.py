@@ -20,6 +20,7 @@ from middleware_api.contract import (
 from middleware_api.errors import Conflict, InvalidRequest, NotFound
 from middleware_api.ports import Objects, Page, Records, StoredPart
 from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
+from middleware_api.services.access import Principal
 
 # An upload whose URLs have run out and that nobody asked about again is over.
 UPLOAD_DEADLINE_SECONDS = 2 * UPLOAD_URL_SECONDS
@@ -60,7 +61,7 @@ class CheckpointService:
 
     def create(
         self,
-        owner: str,
+        caller: Principal,
         kind: CheckpointType,
         files: list[NewFile],
         params: dict[str, object],
@@ -69,14 +70,14 @@ class CheckpointService:
 
         Its unfinished upload by the same owner goes on where it stopped.
         """
-        if known := self._same_content(owner, kind, files):
+        if known := self._same_content(caller.name, kind, files):
             uploads = self.missing_parts(known) if known.state is CheckpointState.INITIAL else []
             return known, uploads
         checkpoint_id = self._new_id()
         now = self._clock()
         checkpoint = Checkpoint(
             id=checkpoint_id,
-            owner=owner,
+            owner=caller.name,
             created_at=now,
             check_at=now + UPLOAD_DEADLINE_SECONDS,
             type=kind,
@@ -86,7 +87,7 @@ class CheckpointService:
         )
         self._records.add(checkpoint)
         if len(files) == 1 and files[0].sha256:
-            self._records.bind(_unfinished_key(owner, kind, files[0]), checkpoint_id)
+            self._records.bind(_unfinished_key(caller.name, kind, files[0]), checkpoint_id)
         return checkpoint, self.missing_parts(checkpoint)
 
     def get(self, checkpoint_id: str) -> Checkpoint:
@@ -108,6 +109,21 @@ class CheckpointService:
             limit=limit,
             cursor=cursor,
         )
+
+    def get_own(self, caller: Principal, checkpoint_id: str) -> Checkpoint:
+        """To change it: raises Forbidden when it is another user's, NotFound."""
+        checkpoint = self.get(checkpoint_id)
+        caller.require_own(checkpoint)
+        return checkpoint
+
+    def delete(self, checkpoint: Checkpoint) -> None:
+        """Forget a checkpoint and its bytes; jobs that have not begun with it will fail."""
+        self._hide(checkpoint)
+        self._forget_parts(checkpoint)
+        # The record goes last: a deletion that was cut short can be asked for again.
+        for file in checkpoint.files:
+            self._objects.delete_all(file.key.rpartition("/")[0] + "/")
+        self._records.remove(checkpoint)
 
     def missing_parts(self, checkpoint: Checkpoint) -> list[Upload]:
         """Fresh URLs for what has not arrived, file by file."""
@@ -242,7 +258,10 @@ class CheckpointService:
             checkpoint_id = self._records.lookup(key)
             if checkpoint_id is None:
                 continue
-            known = self._records.get(Checkpoint, checkpoint_id)
+            try:
+                known = self._records.get(Checkpoint, checkpoint_id)
+            except NotFound:  # deleted by half
+                continue
             if known.state in (CheckpointState.ACTIVE, CheckpointState.INITIAL):
                 return known
         return None

@@ -11,12 +11,16 @@ from middleware_api.contract import (
     DeploymentState,
     EndpointState,
 )
-from middleware_api.errors import Conflict, NotFound
+from middleware_api.errors import Conflict, NotFound, ServiceError
 from middleware_api.ports import EndpointChanged, Endpoints, Page, Records
 from middleware_api.records import Endpoint, UsedCheckpoint
+from middleware_api.services.access import Principal
 
 # SageMaker takes about ten minutes; thrice that is a fault.
 DEPLOY_DEADLINE_SECONDS = 30 * 60
+
+# How often the compute side is asked about an endpoint in passing.
+RECONCILE_SECONDS = 60.0
 
 _GONE = frozenset({EndpointState.DELETING, EndpointState.DELETED})
 
@@ -38,7 +42,7 @@ class EndpointService:
 
     def create(
         self,
-        owner: str,
+        caller: Principal,
         name: str | None,
         instance_type: str,
         instance_count: int,
@@ -52,9 +56,9 @@ class EndpointService:
         least, most = autoscaling or (instance_count, instance_count)
         endpoint = Endpoint(
             id=endpoint_id,
-            owner=owner,
+            owner=caller.name,
             created_at=now,
-            check_at=now + DEPLOY_DEADLINE_SECONDS,
+            check_at=now + RECONCILE_SECONDS,
             name=name,
             instance_type=instance_type,
             initial_instance_count=instance_count,
@@ -64,7 +68,12 @@ class EndpointService:
         )
         self._take_name(endpoint)
         self._records.add(endpoint)
-        self._endpoints.create(endpoint)
+        try:
+            self._endpoints.create(endpoint)
+        except ServiceError:
+            self._records.remove(endpoint)
+            self._records.release(_name_key(name), endpoint_id)
+            raise
         return endpoint
 
     def get(self, endpoint_id: str) -> Endpoint:
@@ -85,11 +94,10 @@ class EndpointService:
         """Newest first, deleted ones included."""
         return self._records.page(Endpoint, limit=limit, cursor=cursor)
 
-    def instance_count(self, endpoint: Endpoint) -> int:
-        """Instances that take jobs now."""
-        if endpoint.state in _GONE:
-            return 0
-        return self._endpoints.status(endpoint.name).instance_count
+    def instance_counts(self, endpoints: Collection[Endpoint]) -> dict[str, int]:
+        """Instances that take jobs now, by the endpoints' ids."""
+        statuses = self._endpoints.statuses([e for e in endpoints if e.state not in _GONE])
+        return {e.id: statuses[e.id].instance_count if e.id in statuses else 0 for e in endpoints}
 
     def delete(self, names: Collection[str]) -> None:
         """Begin to delete all of them; raises NotFound afterwards if some were unknown."""
@@ -129,12 +137,21 @@ class EndpointService:
                 "no_endpoint_in_service",
             )
         needed = {checkpoint.key for checkpoint in checkpoints}
+        statuses = self._endpoints.statuses(page.items)
 
         def preference(endpoint: Endpoint) -> tuple[bool, int]:
-            status = self._endpoints.status(endpoint.name)
-            return (not needed <= status.loaded, status.load)
+            status = statuses[endpoint.id]
+            has_them = status.instance_count > 0 and needed <= set(endpoint.loaded)
+            return (not has_them, status.load)
 
         return min(page.items, key=preference)
+
+    def note_loaded(self, endpoint_id: str, checkpoints: Collection[UsedCheckpoint]) -> None:
+        """Remember what an endpoint's latest job has left in its memory."""
+        endpoint = self._records.get(Endpoint, endpoint_id)
+        loaded = tuple(checkpoint.key for checkpoint in checkpoints)
+        if endpoint.loaded != loaded:
+            self._records.update(replace(endpoint, loaded=loaded))
 
     def changed(self, event: EndpointChanged) -> None:
         """Note what the compute side says; a late or second word changes nothing."""
@@ -151,31 +168,40 @@ class EndpointService:
             after = replace(after, deployment=DeploymentState.DELETED)
         if endpoint.completed_at is None:
             after = replace(after, completed_at=now)
-        self._records.update(after)
-        if event.state is EndpointState.DELETED:
+        after = self._records.update(after)
+        if event.state is EndpointState.IN_SERVICE:
+            self._endpoints.entered_service(after)
+        elif event.state is EndpointState.DELETED:
             self._records.release(_name_key(endpoint.name), endpoint.id)
 
-    def expire(self, endpoint: Endpoint) -> None:
-        """Ask the compute side about a deployment that is overdue, and note the answer."""
-        state = self._endpoints.status(endpoint.name).state
-        if endpoint.state is EndpointState.DELETING and state is EndpointState.DELETED:
-            self.changed(EndpointChanged(endpoint.id, EndpointState.DELETED))
-        elif state is EndpointState.IN_SERVICE and endpoint.state is EndpointState.CREATING:
-            self.changed(EndpointChanged(endpoint.id, EndpointState.IN_SERVICE))
-        elif endpoint.state is EndpointState.CREATING:
-            minutes = DEPLOY_DEADLINE_SECONDS // 60
-            self.changed(
-                EndpointChanged(
-                    endpoint.id,
-                    EndpointState.FAILED,
-                    f"It was not in service after {minutes} minutes. Delete it and try again, "
-                    "with another instance type if that repeats.",
-                )
+    def reconcile(self, endpoint: Endpoint) -> None:
+        """Ask the compute side about an endpoint in passing, and note the answer."""
+        status = self._endpoints.statuses([endpoint])[endpoint.id]
+        now = self._clock()
+        overdue = now > endpoint.created_at + DEPLOY_DEADLINE_SECONDS
+        state, error = status.state, status.error
+        # A crash may have come between our record and the order to the compute side.
+        if endpoint.state is EndpointState.DELETING and state is not EndpointState.DELETED:
+            self._endpoints.delete(endpoint)
+        elif endpoint.state is EndpointState.CREATING and state is EndpointState.DELETED:
+            try:
+                self._endpoints.create(endpoint)
+            except ServiceError as refusal:
+                state, error = EndpointState.FAILED, refusal.message
+        passing = (EndpointState.CREATING, EndpointState.DELETED)
+        if endpoint.state is EndpointState.CREATING and state in passing and overdue:
+            state = EndpointState.FAILED
+            error = (
+                f"It was not in service after {DEPLOY_DEADLINE_SECONDS // 60} minutes. Delete "
+                "it and try again, with another instance type if that repeats."
             )
+        moved = (
+            state is not EndpointState.DELETING and state in ENDPOINT_TRANSITIONS[endpoint.state]
+        )
+        if moved:
+            self.changed(EndpointChanged(endpoint.id, state, error))
         else:
-            self._records.update(
-                replace(endpoint, check_at=self._clock() + DEPLOY_DEADLINE_SECONDS)
-            )
+            self._records.update(replace(endpoint, check_at=now + RECONCILE_SECONDS))
 
     def _take_name(self, endpoint: Endpoint) -> None:
         holder = self._records.claim(_name_key(endpoint.name), endpoint.id)
@@ -198,7 +224,7 @@ class EndpointService:
             replace(
                 endpoint,
                 state=EndpointState.DELETING,
-                check_at=self._clock() + DEPLOY_DEADLINE_SECONDS,
+                check_at=self._clock() + RECONCILE_SECONDS,
             )
         )
         self._endpoints.delete(deleting)

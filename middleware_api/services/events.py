@@ -11,6 +11,7 @@ from typing import TypeVar
 from middleware_api.errors import ServiceError, StaleRecord
 from middleware_api.ports import EndpointChanged, InvocationFinished, Records
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob
+from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.inference import InferenceService
@@ -29,6 +30,7 @@ class Services:
     inference: InferenceService
     endpoints: EndpointService
     checkpoints: CheckpointService
+    access: AccessService
 
 
 class EventHandlers:
@@ -68,7 +70,7 @@ def reconcile(services: Services, records: Records, clock: Callable[[], float]) 
     for job in records.due(InferenceJob, now, _BATCH):
         _attempt(partial(services.inference.reconcile, job))
     for endpoint in records.due(Endpoint, now, _BATCH):
-        _attempt(partial(services.endpoints.expire, endpoint))
+        _attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
         _attempt(partial(services.checkpoints.expire, checkpoint))
 

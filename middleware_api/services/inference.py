@@ -18,6 +18,7 @@ from middleware_api.contract import (
     InferenceState,
     Invocation,
     InvocationResult,
+    Outcome,
     Progress,
     TaskType,
 )
@@ -30,6 +31,7 @@ from middleware_api.ports import (
     Records,
 )
 from middleware_api.records import InferenceJob
+from middleware_api.services.access import AccessService, Principal
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
 
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 # How often the compute side is asked about a job that has said nothing.
 RECONCILE_SECONDS = 60.0
 RESULT_URL_SECONDS = 12 * 3600
+# Nobody repeats a request, not knowing whether it arrived, a week later.
+IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class InferenceService:
         endpoints: Endpoints,
         checkpoint_service: CheckpointService,
         endpoint_service: EndpointService,
+        access_service: AccessService,
         clock: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
@@ -79,24 +84,25 @@ class InferenceService:
         self._endpoints = endpoints
         self._checkpoint_service = checkpoint_service
         self._endpoint_service = endpoint_service
+        self._access_service = access_service
         self._clock = clock
         self._new_id = new_id
 
     def submit(
-        self, owner: str, request: InferenceRequest, idempotency_key: str | None
+        self, caller: Principal, request: InferenceRequest, idempotency_key: str | None
     ) -> InferenceJob:
         """Queue a job. The same key and body a second time answer with the first job.
 
         Raises NotFound for a checkpoint or endpoint that is not there, Conflict for an endpoint
-        that is not in service or a key that was used for another body.
+        that is not in service or a key that was used for another body, QuotaExceeded.
         """
-        job_id = self._claim_id(owner, idempotency_key, request.body)
+        job_id = self._claim_id(caller, idempotency_key, request.body)
         if (first := self._existing(job_id)) is not None:
             return first
         # First the record, then the queue: between the two the reconciler finds the job; the
         # other way round a quick worker would finish a job that has not begun.
         job = replace(
-            self._new_job(owner, job_id, request),
+            self._new_job(caller, job_id, request),
             state=InferenceState.IN_PROGRESS,
             check_at=self._clock() + RECONCILE_SECONDS,
         )
@@ -106,13 +112,13 @@ class InferenceService:
         return job
 
     def prepare(
-        self, owner: str, request: InferenceRequest, idempotency_key: str | None
+        self, caller: Principal, request: InferenceRequest, idempotency_key: str | None
     ) -> tuple[InferenceJob, str]:
         """A job that waits for its (large) body, and the URL to put that at (row 6b)."""
-        job_id = self._claim_id(owner, idempotency_key, {"upload_params": True, **request.body})
+        job_id = self._claim_id(caller, idempotency_key, {"upload_params": True, **request.body})
         job = self._existing(job_id)
         if job is None:
-            job = self._new_job(owner, job_id, request)
+            job = self._new_job(caller, job_id, request)
             self._records.add(job)
         key = contract.params_key(job.task_type, job.id)
         return job, self._objects.presigned_put(key, UPLOAD_URL_SECONDS)
@@ -149,12 +155,13 @@ class InferenceService:
         self._invoke(job)
         return job
 
-    def get(self, job_id: str) -> InferenceJob:
+    def get(self, caller: Principal, job_id: str) -> InferenceJob:
         """Raises NotFound."""
-        return self._records.get(InferenceJob, job_id)
+        return caller.own(self._records.get(InferenceJob, job_id))
 
     def page(
         self,
+        caller: Principal,
         states: Collection[InferenceState],
         task_types: Collection[TaskType],
         limit: int,
@@ -163,6 +170,7 @@ class InferenceService:
         """Newest first."""
         return self._records.page(
             InferenceJob,
+            owner=caller.listed_owner,
             states=[s.value for s in states],
             labels=[t.value for t in task_types],
             limit=limit,
@@ -182,18 +190,18 @@ class InferenceService:
         if job.state is InferenceState.CREATED:
             return JobProgress(0.0, None, None, None, "waiting for its body")
         position = self._endpoints.queue_position(job.id)
-        written = self._written_progress(job) if position == 0 else None
+        written = None if position else self._written_progress(job)
         if written is None:
-            waiting = "waiting for an instance" if position else "starting"
+            waiting = "starting" if position == 0 else "waiting for an instance"
             return JobProgress(0.0, position, None, None, waiting)
         eta = None
-        if job.started_at is not None and written["fraction"] > 0:
-            elapsed = written["updated_at"] - job.started_at
-            eta = max(0.0, elapsed / written["fraction"] - (self._clock() - job.started_at))
+        if written["fraction"] > 0:
+            elapsed = written["updated_at"] - written["started_at"]
+            eta = max(0.0, elapsed / written["fraction"] - (self._clock() - written["started_at"]))
         preview = contract.preview_key(job.id) if written["has_preview"] else None
         return JobProgress(
             fraction=written["fraction"],
-            queue_position=position,
+            queue_position=0,
             eta_seconds=eta,
             preview_url=self._objects.presigned_get(preview, 3600) if preview else None,
             phase=written["phase"],
@@ -227,8 +235,22 @@ class InferenceService:
             return self._finish(job, InferenceState.CANCELLED)
         self._objects.write(contract.cancel_key(job.id), b"")
         withdrawn = self._endpoints.withdraw(job.id)
-        job = self.get(job.id)
+        job = self._records.get(InferenceJob, job.id)
         return self._finish(job, InferenceState.CANCELLED) if withdrawn else job
+
+    def delete(self, job: InferenceJob) -> None:
+        """Forget a finished job, its request and its pictures. Raises Conflict before its end."""
+        if job.state not in INFERENCE_FINAL:
+            raise Conflict(
+                f"Job '{job.id}' is {job.state.value}. Cancel it first, then delete it.",
+                "job_not_finished",
+            )
+        # The record goes last: a deletion that was cut short can be asked for again.
+        self._objects.delete_all(contract.output_prefix(job.id))
+        self._objects.delete_all(
+            contract.params_key(job.task_type, job.id).rpartition("/")[0] + "/"
+        )
+        self._records.remove(job)
 
     def starting(self, job_id: str) -> bool:
         """An instance is about to begin the job; False when nobody wants it any more."""
@@ -237,6 +259,10 @@ class InferenceService:
             return False
         if self._objects.size(contract.cancel_key(job.id)) is not None:
             self._finish(job, InferenceState.CANCELLED)
+            return False
+        if (outcome := self._written_outcome(job)) is not None:
+            # The job was run, and we died before we could note it.
+            self.finished(outcome)
             return False
         self._records.update(replace(job, started_at=self._clock()))
         return True
@@ -249,7 +275,7 @@ class InferenceService:
         raw = json.dumps(
             {
                 "inferenceId": event.job_id,
-                "endpointName": event.endpoint_name,
+                "endpointName": job.endpoint_name,
                 "invocationStatus": "Failed" if event.result is None else "Completed",
                 "failureReason": event.failure,
             }
@@ -261,6 +287,7 @@ class InferenceService:
             self._finish(job, state, error=event.failure or "")
             return
         self._write_result(job, event.result)
+        self._endpoint_service.note_loaded(job.endpoint_id, job.checkpoints)
         self._finish(job, InferenceState(event.result["status"]))
 
     def reconcile(self, job: InferenceJob) -> None:
@@ -272,19 +299,26 @@ class InferenceService:
                 error="Its body was never uploaded, or it was never run, within "
                 f"{UPLOAD_URL_SECONDS // 3600} hours.",
             )
-        elif self._endpoints.queue_position(job.id) is not None:
-            self._records.update(replace(job, check_at=self._clock() + RECONCILE_SECONDS))
+        elif (outcome := self._written_outcome(job)) is not None:
+            self.finished(outcome)
+        elif self._clock() > job.created_at + self._endpoints.patience_seconds:
+            hours = self._endpoints.patience_seconds / 3600
+            failure = f"The endpoint has said nothing of this job for {hours:.0f} hours. Try again."
+            self.finished(InvocationFinished(job.id, failure=failure))
         else:
-            # The server died between writing the job and queueing it. Queueing is idempotent.
-            self._invoke(job)
+            if not self._endpoints.accepted(job.id):
+                # The server died between writing the job and queueing it. Queueing is idempotent.
+                self._invoke(job)
             self._records.update(replace(job, check_at=self._clock() + RECONCILE_SECONDS))
 
-    def _claim_id(self, owner: str, key: str | None, body: dict[str, object]) -> str:
+    def _claim_id(self, caller: Principal, key: str | None, body: dict[str, object]) -> str:
         job_id = self._new_id()
         if key is None:
             return job_id
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        claimed = self._records.claim(f"idempotency/{owner}/{key}", f"{digest} {job_id}")
+        claimed = self._records.claim(
+            f"idempotency/{caller.name}/{key}", f"{digest} {job_id}", IDEMPOTENCY_SECONDS
+        )
         first_digest, first_id = claimed.split(" ")
         if first_digest != digest:
             raise Conflict(
@@ -296,25 +330,27 @@ class InferenceService:
 
     def _existing(self, job_id: str) -> InferenceJob | None:
         try:
-            return self.get(job_id)
+            return self._records.get(InferenceJob, job_id)
         except NotFound:
             return None
 
-    def _new_job(self, owner: str, job_id: str, request: InferenceRequest) -> InferenceJob:
+    def _new_job(self, caller: Principal, job_id: str, request: InferenceRequest) -> InferenceJob:
         checkpoints = tuple(
             self._checkpoint_service.resolve(kind, name)
             for kind, names in request.models.items()
             for name in names
         )
         endpoint = self._endpoint_service.choose(request.endpoint_name, checkpoints)
+        self._access_service.count_job(caller)
         now = self._clock()
         return InferenceJob(
             id=job_id,
-            owner=owner,
+            owner=caller.name,
             created_at=now,
             check_at=now + UPLOAD_URL_SECONDS,
             state=InferenceState.CREATED,
             task_type=request.task_type,
+            endpoint_id=endpoint.id,
             endpoint_name=endpoint.name,
             checkpoints=checkpoints,
         )
@@ -325,7 +361,7 @@ class InferenceService:
 
     def _invoke(self, job: InferenceJob) -> None:
         self._endpoints.invoke(
-            job.endpoint_name,
+            job.endpoint_id,
             Invocation(
                 job_id=job.id,
                 task_type=job.task_type.value,
@@ -382,6 +418,13 @@ class InferenceService:
         if job.started_at is not None and progress["updated_at"] < job.started_at:
             return None
         return progress
+
+    def _written_outcome(self, job: InferenceJob) -> InvocationFinished | None:
+        try:
+            outcome: Outcome = json.loads(self._objects.read(contract.outcome_key(job.id)))
+        except NotFound:
+            return None
+        return InvocationFinished(job.id, result=outcome["result"], failure=outcome["failure"])
 
     def _require_final(self, job: InferenceJob) -> None:
         if job.state not in INFERENCE_FINAL:

@@ -1,0 +1,573 @@
+"""Downloads a file from a URL that a caller named, wherever that URL tries to lead.
+
+FetchError             502
+├── FetchInterrupted   502  broke off or busy: asking again, with offset and validator, may work
+└── FetchRefused       502  final: asking again would end the same way
+    ├── UrlRefused     422  not a URL that may be fetched at all
+    ├── AddressRefused 422  a host with no address, or with one that is not public
+    └── FileTooLarge   413
+
+Every hop gets a connection of its own. Its host is resolved once, all the addresses are judged,
+and the connection goes to a judged address, never to the name, so a second, different answer of
+the name server is not asked for. TLS still verifies the name. httpcore alone, without httpx's
+client, knows no proxies, cookies, redirects or decoding: what is not there cannot leak.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from email.message import Message
+from email.utils import collapse_rfc2231_value
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+from urllib.parse import unquote
+
+import httpcore
+import httpx
+
+from middleware_api import __version__
+from middleware_api.contract import is_valid_name
+from middleware_api.errors import ServiceError, TooLarge
+
+# IANA's special-purpose registries, without the blocks that are reachable from everywhere. Our
+# own table, because `ipaddress.is_global` differs between patch releases of Python.
+_NOT_PUBLIC = tuple(
+    ip_network(block)
+    for block in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        "168.63.129.16/32",  # public in form, but inside Azure it is the platform's own service
+        *("2001::/23", "2001:db8::/32", "3fff::/20"),
+    )
+)
+_IPV6_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CONTENT_RANGE = re.compile(
+    r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<size>[0-9]{1,18})"
+)
+# Beyond it a header is no name or version of a file; the parsers below never see more.
+_HEADER_MAX = 4096
+_SHOWN_MAX = 200
+
+Resolve = Callable[[str, int], Sequence[tuple[Any, Any, Any, Any, tuple[Any, ...]]]]
+
+
+class FetchError(ServiceError):
+    """A download that did not happen; the message shows its URL without the query."""
+
+    status = 502
+    code = "fetch_failed"
+
+
+class FetchInterrupted(FetchError):
+    """The network or the host failed for now; the same request may work later."""
+
+    code = "fetch_interrupted"
+
+
+class FetchRefused(FetchError):
+    """The URL's host does not give this file, or not in a way that can be trusted."""
+
+    code = "fetch_refused"
+
+
+class UrlRefused(FetchRefused):
+    """Not a URL that may be fetched: its scheme, a password in it, no host."""
+
+    status = 422
+    code = "url_refused"
+
+
+class AddressRefused(FetchRefused):
+    """The host has no address, or one that is not public."""
+
+    status = 422
+    code = "address_refused"
+
+
+class FileTooLarge(FetchRefused, TooLarge):
+    """More bytes than the policy allows one file."""
+
+    status = TooLarge.status
+    code = TooLarge.code
+
+
+@dataclass(frozen=True)
+class FetchPolicy:
+    """What may be fetched, and how long a host may keep us waiting.
+
+    `allowed_hosts` names the hosts whose addresses are not judged. A host may be silent for
+    `read_seconds`, and may send less than `least_bytes_per_second` for about `slow_seconds`;
+    all the hops before the first byte share one `slow_seconds` too.
+    """
+
+    allowed_hosts: frozenset[str]
+    max_bytes: int
+    connect_seconds: float = 10
+    read_seconds: float = 30
+    slow_seconds: float = 60
+    least_bytes_per_second: int = 16 * 1024
+    max_redirects: int = 5
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file whose bytes are about to arrive.
+
+    `offset` is where they begin: the one asked for, or 0 when the host starts over (no ranges
+    there, or the file changed). `size` is the whole file's; None when the host does not say,
+    and then a connection that is cut can look like the end. `validator` is what the next try
+    passes to resume; None when the host gives none.
+    """
+
+    file_name: str
+    size: int | None
+    validator: str | None
+    offset: int
+    _chunks: Iterator[bytes] = field(repr=False)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes from `offset` on, once, in chunks of about 64 KiB.
+
+        Ends only when all announced bytes have come. Raises FetchInterrupted, FetchRefused.
+        """
+        return self._chunks
+
+
+@dataclass(frozen=True)
+class _Answer:
+    url: httpx.URL
+    status: int
+    headers: httpx.Headers
+    response: httpcore.Response
+
+
+class Fetcher:
+    """Fetches by one policy; may be shared by threads.
+
+    `network` opens connections to numeric addresses, `tls` verifies https hosts.
+    """
+
+    def __init__(
+        self,
+        policy: FetchPolicy,
+        resolve: Resolve = socket.getaddrinfo,
+        clock: Callable[[], float] = time.monotonic,
+        network: httpcore.NetworkBackend | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._policy = policy
+        self._resolve = resolve
+        self._clock = clock
+        self._network = network or httpcore.SyncBackend()
+        self._tls = tls or httpcore.default_ssl_context()
+
+    @contextmanager
+    def open(self, url: str, offset: int = 0, validator: str | None = None) -> Iterator[Download]:
+        """The file at `url`, from byte `offset` on if it is still the one of `validator`.
+
+        Without a validator nothing tells whether the file is the same, so `offset` is ignored.
+        Raises FetchError.
+        """
+        first = parse_url(url)
+        patience = _Patience(self._policy, self._clock)
+        with ExitStack() as held:
+            answer, begin = None, 0
+            if offset and validator:
+                wanted = {"Range": f"bytes={offset}-", "If-Range": validator}
+                answer = self._follow(first, wanted, patience, held)
+                if _goes_on(answer, offset, validator):
+                    begin = offset
+                elif answer.status in (206, 416):
+                    held.close()
+                    answer = None
+            if answer is None:
+                answer = self._follow(first, {}, patience, held)
+            _require_file(answer, (206,) if begin else (200,))
+            size = _whole_size(answer)
+            self._require_fits(first, begin if size is None else size)
+            download = Download(
+                file_name=_file_name(answer, first),
+                size=size,
+                validator=_validator(answer.headers) or (validator if begin else None),
+                offset=begin,
+                _chunks=self._chunks(answer, begin, size, patience),
+            )
+            patience.pause()
+            yield download
+
+    def _follow(
+        self, url: httpx.URL, wanted: dict[str, str], patience: _Patience, held: ExitStack
+    ) -> _Answer:
+        """The first answer that is no redirect; its connection is open and in `held`."""
+        for _ in range(self._policy.max_redirects + 1):
+            answer = self._ask(url, wanted, patience, held)
+            if answer.status not in _REDIRECTS:
+                return answer
+            held.close()
+            url = _redirect_target(answer)
+        raise FetchRefused(
+            f"The link was redirected more than {self._policy.max_redirects} times, last to "
+            f"{_shown(url)}. Use the file's own link."
+        )
+
+    def _ask(
+        self, url: httpx.URL, wanted: dict[str, str], patience: _Patience, held: ExitStack
+    ) -> _Answer:
+        target = httpcore.URL(
+            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+        )
+        connection = httpcore.HTTPConnection(
+            target.origin,
+            ssl_context=self._tls,
+            network_backend=_JudgedNetwork(
+                self._network, self._resolve, self._policy.allowed_hosts, patience
+            ),
+        )
+        headers = {
+            "Host": url.netloc.decode("ascii"),
+            "User-Agent": f"stable-diffusion-aws-extension/{__version__}",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+            **wanted,
+        }
+        timeouts = {
+            "connect": self._policy.connect_seconds,
+            "read": self._policy.read_seconds,
+            "write": self._policy.read_seconds,
+        }
+        held.enter_context(connection)
+        with _explained(url, patience):
+            response = held.enter_context(
+                connection.stream("GET", target, headers=headers, extensions={"timeout": timeouts})
+            )
+        return _Answer(url, response.status, httpx.Headers(response.headers), response)
+
+    def _chunks(
+        self, answer: _Answer, received: int, size: int | None, patience: _Patience
+    ) -> Iterator[bytes]:
+        with _explained(answer.url, patience):
+            patience.resume()
+            for chunk in answer.response.iter_stream():
+                received += len(chunk)
+                self._require_fits(answer.url, received)
+                if size is not None and received > size:
+                    raise FetchRefused(
+                        f"{_shown(answer.url)} sends more than the {size} bytes it announced. "
+                        "Tell whoever runs it, or use another link."
+                    )
+                patience.earn(len(chunk))
+                patience.pause()  # what the caller does with the chunk is not the host's delay
+                yield chunk
+                patience.resume()
+        if size is not None and received < size:
+            raise FetchInterrupted(
+                f"{_shown(answer.url)} ended after {received} of {size} bytes. Try again."
+            )
+
+    def _require_fits(self, url: httpx.URL, size: int) -> None:
+        if size > self._policy.max_bytes:
+            raise FileTooLarge(
+                f"The file at {_shown(url)} has more than the {self._policy.max_bytes} bytes "
+                "that one file may have here."
+            )
+
+
+def parse_url(text: str) -> httpx.URL:
+    """The URL that `text` spells, if it may be fetched at all; no network. Raises UrlRefused."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise UrlRefused("This is not a URL. Use one like https://host/file.") from error
+    return _permitted(url)
+
+
+def is_public(address: str) -> bool:
+    """Whether a numeric address is global unicast.
+
+    IPv6 forms that carry an IPv4 address (mapped, 6to4, NAT64) are judged by what they carry.
+    """
+    ip = ip_address(address)
+    if isinstance(ip, IPv6Address):
+        carried = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            carried = IPv4Address(int(ip) & 0xFFFF_FFFF)
+        if carried is None and ip not in _IPV6_GLOBAL_UNICAST:
+            return False
+        ip = carried or ip
+    return not any(ip in block for block in _NOT_PUBLIC)
+
+
+class _Patience:
+    """The time that a host has left; what it sends buys more, never beyond `slow_seconds`."""
+
+    def __init__(self, policy: FetchPolicy, clock: Callable[[], float]) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._deadline = clock() + policy.slow_seconds
+        self._paused_at = 0.0
+
+    def left(self) -> float:
+        return self._deadline - self._clock()
+
+    def shorten(self, timeout: float | None) -> float:
+        """`timeout`, or less when patience ends before it."""
+        left = self.left()
+        if left <= 0:
+            raise httpcore.ReadTimeout
+        return left if timeout is None else min(timeout, left)
+
+    def earn(self, count: int) -> None:
+        bought = self._deadline + count / self._policy.least_bytes_per_second
+        self._deadline = min(bought, self._clock() + self._policy.slow_seconds)
+
+    def pause(self) -> None:
+        self._paused_at = self._clock()
+
+    def resume(self) -> None:
+        self._deadline += self._clock() - self._paused_at
+
+
+class _JudgedNetwork(httpcore.NetworkBackend):
+    """Connects to addresses that were judged, never to a name."""
+
+    def __init__(
+        self,
+        network: httpcore.NetworkBackend,
+        resolve: Resolve,
+        allowed_hosts: frozenset[str],
+        patience: _Patience,
+    ) -> None:
+        self._network = network
+        self._resolve = resolve
+        self._allowed_hosts = allowed_hosts
+        self._patience = patience
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        def connect(address: str) -> httpcore.NetworkStream:
+            seconds = self._patience.shorten(timeout)
+            stream = self._network.connect_tcp(
+                address, port, seconds, local_address, socket_options
+            )
+            return _PatientStream(stream, self._patience)
+
+        *others, last = self._addresses(host, port)
+        for address in others:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return connect(address)
+        return connect(last)
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        found: Sequence[tuple[Any, Any, Any, Any, tuple[Any, ...]]] = ()
+        try:
+            found = self._resolve(host, port)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_AGAIN:
+                raise FetchInterrupted(
+                    f"The name server does not answer for '{host}' now. Try again later."
+                ) from error
+        except UnicodeError:
+            pass  # a label that is empty or too long: no such host either
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if not addresses:
+            raise AddressRefused(f"There is no host '{host}'. Check the link's spelling.")
+        # Which address it is stays untold: the caller may not know this network's names.
+        if host not in self._allowed_hosts and not all(map(is_public, addresses)):
+            raise AddressRefused(
+                f"'{host}' is not on the public internet, and only public hosts are fetched "
+                "from. Whoever runs this server can open the host by name in its settings."
+            )
+        return addresses
+
+
+class _PatientStream(httpcore.NetworkStream):
+    """A connection whose every wait, TLS and headers too, ends with patience."""
+
+    def __init__(self, stream: httpcore.NetworkStream, patience: _Patience) -> None:
+        self._stream = stream
+        self._patience = patience
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._patience.shorten(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._patience.shorten(timeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        seconds = self._patience.shorten(timeout)
+        stream = self._stream.start_tls(ssl_context, server_hostname, seconds)
+        return _PatientStream(stream, self._patience)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+@contextmanager
+def _explained(url: httpx.URL, patience: _Patience) -> Iterator[None]:
+    """Says a fault of the network in the caller's words."""
+    try:
+        yield
+    except httpcore.TimeoutException as error:
+        what = "is too slow" if patience.left() <= 0 else "does not answer"
+        raise FetchInterrupted(f"{_shown(url)} {what}. Try again later.") from error
+    except httpcore.ConnectError as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise FetchRefused(
+                f"The host of {_shown(url)} has no valid certificate for its name. Check the "
+                "link, or tell whoever runs the host."
+            ) from error
+        raise FetchInterrupted(
+            f"The host of {_shown(url)} takes no connection. Check the link, or try again later."
+        ) from error
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        raise FetchInterrupted(f"{_shown(url)} broke off. Try again.") from error
+
+
+def _permitted(url: httpx.URL) -> httpx.URL:
+    """`url` with the one spelling of its host that everything else compares."""
+    if url.scheme not in ("http", "https"):
+        raise UrlRefused(f"Only http and https are fetched, not '{url.scheme[:_SHOWN_MAX]}'.")
+    if url.userinfo:
+        raise UrlRefused(
+            f"{_shown(url)} carries a user name or password. Use a link that needs none."
+        )
+    host = url.raw_host.decode("ascii").removesuffix(".")
+    if not host or not 0 < (url.port or 80) < 65536:
+        raise UrlRefused("The URL has no host or no possible port. Use one like https://host/file.")
+    return url.copy_with(host=host)
+
+
+def _redirect_target(answer: _Answer) -> httpx.URL:
+    try:
+        url = answer.url.join(answer.headers.get("location", ""))
+    except (httpx.InvalidURL, ValueError) as error:
+        raise UrlRefused(f"{_shown(answer.url)} redirects to what is not a URL.") from error
+    return _permitted(url)
+
+
+def _shown(url: httpx.URL) -> str:
+    """Scheme, host and path: the query may hold a token, user information a password."""
+    path = url.raw_path.partition(b"?")[0]
+    return f"{url.scheme}://{(url.netloc + path).decode('ascii')}"[:_SHOWN_MAX]
+
+
+def _require_file(answer: _Answer, expected: tuple[int, ...]) -> None:
+    """Raises FetchRefused or FetchInterrupted for everything but a file's own bytes."""
+    shown, status = _shown(answer.url), answer.status
+    if status in (401, 403):
+        raise FetchRefused(
+            f"{shown} asks for a login or a token (HTTP {status}). Use a link that works without, "
+            "or download the file yourself and upload it."
+        )
+    if status in (404, 410):
+        raise FetchRefused(f"There is no file at {shown} (HTTP {status}). Check the link.")
+    if status == 429:
+        raise FetchInterrupted(
+            f"The host of {shown} takes no more requests for now (HTTP 429). Try again later."
+        )
+    if status == 408 or status >= 500:
+        raise FetchInterrupted(
+            f"The host of {shown} has a fault of its own (HTTP {status}). Try again later."
+        )
+    if status not in expected:
+        raise FetchRefused(f"{shown} answers HTTP {status}, not with a file. Check the link.")
+    content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type in ("text/html", "application/xhtml+xml"):
+        raise FetchRefused(
+            f"{shown} is a web page, maybe a login page, not a file. Use the direct download link."
+        )
+    if answer.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise FetchRefused(
+            f"{shown} sends the file compressed although asked not to. Use another link."
+        )
+
+
+def _goes_on(answer: _Answer, offset: int, validator: str) -> bool:
+    """Whether the answer is the rest of the same file (RFC 9110, 15.3.7)."""
+    part = _content_range(answer)
+    if answer.status != 206 or part is None:
+        return False
+    begin, last, size = (int(number) for number in part.groups())
+    same = "etag" if validator.startswith('"') else "last-modified"
+    return (
+        begin == offset
+        and begin <= last < size
+        and answer.headers.get(same, validator) == validator  # a 206 may leave the date away
+    )
+
+
+def _whole_size(answer: _Answer) -> int | None:
+    if part := _content_range(answer):
+        return int(part["size"])
+    length = answer.headers.get("content-length")
+    return None if length is None else int(length)
+
+
+def _content_range(answer: _Answer) -> re.Match[str] | None:
+    return _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+
+
+def _validator(headers: httpx.Headers) -> str | None:
+    """What `If-Range` takes: a strong ETag or a date (RFC 9110, 13.1.5)."""
+    etag = headers.get("etag", "")
+    value = etag if etag.startswith('"') else headers.get("last-modified", "")
+    return value if value.isascii() and 0 < len(value) <= _HEADER_MAX else None
+
+
+def _file_name(answer: _Answer, first: httpx.URL) -> str:
+    """The host's own name for the file, else the last path segment of the last or first URL."""
+    named = _disposition_name(answer.headers.get("content-disposition", ""))
+    names = [_last_segment(answer.url), _last_segment(first)] if named is None else [named]
+    # A store behind a redirect often has a hash for a path; a name with an ending is a name.
+    valid = sorted(filter(is_valid_name, names), key=lambda name: "." not in name)
+    if not valid:
+        raise FetchRefused(
+            f"{_shown(answer.url)} gives the file no name that can be used here (letters, digits, "
+            "spaces and ._-()+[], 255 bytes). Download it and upload it under another name."
+        )
+    return valid[0]
+
+
+def _disposition_name(header: str) -> str | None:
+    """File name of a Content-Disposition; `filename*` wins over `filename` (RFC 6266, 4.3)."""
+    if len(header) > _HEADER_MAX:
+        return None
+    message = Message()
+    message["content-disposition"] = header
+    names = [
+        value
+        for name, value in message.get_params([], "content-disposition")
+        if name.lower() == "filename"
+    ]
+    extended = [value for value in names if isinstance(value, tuple)]
+    return collapse_rfc2231_value((extended or names)[0]) if names else None
+
+
+def _last_segment(url: httpx.URL) -> str:
+    path = url.raw_path.partition(b"?")[0].decode("ascii")
+    return unquote(path.rpartition("/")[2])
