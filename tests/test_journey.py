@@ -176,7 +176,7 @@ def test_deleting_an_endpoint_ends_its_jobs_with_the_reason(studio: Server) -> N
     assert deleted["status"] == "deleted"
     job = studio.finished(job_id)
     assert job["status"] == "failed"
-    assert "'studio' was deleted" in job["error"]
+    assert "endpoint was deleted" in job["error"]
     assert studio.client.post("/inference/v2", json=REQUEST).json()["code"] == (
         "no_endpoint_in_service"
     )
