@@ -13,7 +13,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-middleware test-extension serve ui check python clean
+.PHONY: demo test test-middleware test-extension serve ui docs check python clean
 
 demo: .venv/ready
 	.venv/bin/python -m middleware_api.demo
@@ -31,6 +31,9 @@ test-middleware: .venv/ready
 
 test-extension: .venv/ready .venv-webui/ready
 	.venv-webui/bin/python -m pytest -q tests/extension
+
+docs: .venv/ready
+	.venv/bin/python -m middleware_api.api.reference
 
 check: .venv/ready .venv-webui/ready
 	.venv/bin/ruff check .

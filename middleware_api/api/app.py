@@ -45,6 +45,7 @@ def create_app(middleware: Embedded) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     services = middleware.services
     for router in (
