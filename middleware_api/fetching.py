@@ -7,10 +7,9 @@ FetchError             502
     ├── AddressRefused 422  a host with no address, or with one that is not public
     └── FileTooLarge   413
 
-Every hop gets a connection of its own. Its host is resolved once, all the addresses are judged,
-and the connection goes to a judged address, never to the name, so a second, different answer of
-the name server is not asked for. TLS still verifies the name. httpcore alone, without httpx's
-client, knows no proxies, cookies, redirects or decoding: what is not there cannot leak.
+Every hop, the first URL and each redirect, gets a connection of its own through
+`public_network`. httpcore alone, without httpx's client, knows no proxies, cookies, redirects or
+decoding: what is not there cannot leak.
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import collapse_rfc2231_value
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any
 from urllib.parse import unquote
 
 import httpcore
@@ -34,31 +31,13 @@ import httpx
 from middleware_api import __version__
 from middleware_api.contract import is_valid_name
 from middleware_api.errors import ServiceError, TooLarge
-
-# IANA's special-purpose registries, without the blocks that are reachable from everywhere. Our
-# own table, because `ipaddress.is_global` differs between patch releases of Python.
-_NOT_PUBLIC = tuple(
-    ip_network(block)
-    for block in (
-        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
-        *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
-        *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-        "168.63.129.16/32",  # public in form, but inside Azure it is the platform's own service
-        *("2001::/23", "2001:db8::/32", "3fff::/20"),
-    )
-)
-_IPV6_GLOBAL_UNICAST = IPv6Network("2000::/3")
-_NAT64 = IPv6Network("64:ff9b::/96")
+from middleware_api.public_network import NoAddress, NotPublic, Patience, PublicNetwork, Resolve
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CONTENT_RANGE = re.compile(
-    r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<size>[0-9]{1,18})"
-)
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # Beyond it a header is no name or version of a file; the parsers below never see more.
 _HEADER_MAX = 4096
 _SHOWN_MAX = 200
-
-Resolve = Callable[[str, int], Sequence[tuple[Any, Any, Any, Any, tuple[Any, ...]]]]
 
 
 class FetchError(ServiceError):
@@ -105,9 +84,9 @@ class FileTooLarge(FetchRefused, TooLarge):
 class FetchPolicy:
     """What may be fetched, and how long a host may keep us waiting.
 
-    `allowed_hosts` names the hosts whose addresses are not judged. A host may be silent for
-    `read_seconds`, and may send less than `least_bytes_per_second` for about `slow_seconds`;
-    all the hops before the first byte share one `slow_seconds` too.
+    The addresses of `allowed_hosts` are not judged. `max_bytes` is for one whole file. A host may
+    be silent for `read_seconds`, and may send less than `least_bytes_per_second` for about
+    `slow_seconds`; all the hops before the first byte share one `slow_seconds` too.
     """
 
     allowed_hosts: frozenset[str]
@@ -166,6 +145,7 @@ class Fetcher:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
+        self._allowed_hosts = frozenset(h.lower().removesuffix(".") for h in policy.allowed_hosts)
         self._resolve = resolve
         self._clock = clock
         self._network = network or httpcore.SyncBackend()
@@ -179,22 +159,19 @@ class Fetcher:
         Raises FetchError.
         """
         first = parse_url(url)
-        patience = _Patience(self._policy, self._clock)
+        patience = Patience(
+            self._policy.slow_seconds, self._policy.least_bytes_per_second, self._clock
+        )
         with ExitStack() as held:
             answer, begin = None, 0
             if offset and validator:
-                wanted = {"Range": f"bytes={offset}-", "If-Range": validator}
-                answer = self._follow(first, wanted, patience, held)
-                if _goes_on(answer, offset, validator):
-                    begin = offset
-                elif answer.status in (206, 416):
-                    held.close()
-                    answer = None
+                answer = self._rest(first, offset, validator, patience, held)
+                begin = offset if answer and answer.status == 206 else 0
             if answer is None:
                 answer = self._follow(first, {}, patience, held)
-            _require_file(answer, (206,) if begin else (200,))
+            _require_file(answer, 206 if begin else 200)
             size = _whole_size(answer)
-            self._require_fits(first, begin if size is None else size)
+            self._require_fits(first, size or begin)
             download = Download(
                 file_name=_file_name(answer, first),
                 size=size,
@@ -205,8 +182,21 @@ class Fetcher:
             patience.pause()
             yield download
 
+    def _rest(
+        self, url: httpx.URL, offset: int, validator: str, patience: Patience, held: ExitStack
+    ) -> _Answer | None:
+        """The answer to a request from `offset` on; None when its part does not fit to ours."""
+        wanted = {"Range": f"bytes={offset}-", "If-Range": validator}
+        answer = self._follow(url, wanted, patience, held)
+        if answer.status == 416 or (
+            answer.status == 206 and not _goes_on(answer, offset, validator)
+        ):
+            held.close()
+            return None
+        return answer
+
     def _follow(
-        self, url: httpx.URL, wanted: dict[str, str], patience: _Patience, held: ExitStack
+        self, url: httpx.URL, wanted: dict[str, str], patience: Patience, held: ExitStack
     ) -> _Answer:
         """The first answer that is no redirect; its connection is open and in `held`."""
         for _ in range(self._policy.max_redirects + 1):
@@ -221,7 +211,7 @@ class Fetcher:
         )
 
     def _ask(
-        self, url: httpx.URL, wanted: dict[str, str], patience: _Patience, held: ExitStack
+        self, url: httpx.URL, wanted: dict[str, str], patience: Patience, held: ExitStack
     ) -> _Answer:
         target = httpcore.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
@@ -229,18 +219,18 @@ class Fetcher:
         connection = httpcore.HTTPConnection(
             target.origin,
             ssl_context=self._tls,
-            network_backend=_JudgedNetwork(
-                self._network, self._resolve, self._policy.allowed_hosts, patience
+            network_backend=PublicNetwork(
+                self._network, self._resolve, self._allowed_hosts, patience
             ),
         )
-        headers = {
-            "Host": url.netloc.decode("ascii"),
-            "User-Agent": f"stable-diffusion-aws-extension/{__version__}",
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-            **wanted,
-        }
+        headers: list[tuple[bytes | str, bytes | str]] = [
+            ("Host", url.netloc),
+            ("User-Agent", f"stable-diffusion-aws-extension/{__version__}"),
+            ("Accept", "*/*"),
+            ("Accept-Encoding", "identity"),
+            ("Connection", "close"),
+            *wanted.items(),
+        ]
         timeouts = {
             "connect": self._policy.connect_seconds,
             "read": self._policy.read_seconds,
@@ -254,7 +244,7 @@ class Fetcher:
         return _Answer(url, response.status, httpx.Headers(response.headers), response)
 
     def _chunks(
-        self, answer: _Answer, received: int, size: int | None, patience: _Patience
+        self, answer: _Answer, received: int, size: int | None, patience: Patience
     ) -> Iterator[bytes]:
         with _explained(answer.url, patience):
             patience.resume()
@@ -292,146 +282,21 @@ def parse_url(text: str) -> httpx.URL:
     return _permitted(url)
 
 
-def is_public(address: str) -> bool:
-    """Whether a numeric address is global unicast.
-
-    IPv6 forms that carry an IPv4 address (mapped, 6to4, NAT64) are judged by what they carry.
-    """
-    ip = ip_address(address)
-    if isinstance(ip, IPv6Address):
-        carried = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            carried = IPv4Address(int(ip) & 0xFFFF_FFFF)
-        if carried is None and ip not in _IPV6_GLOBAL_UNICAST:
-            return False
-        ip = carried or ip
-    return not any(ip in block for block in _NOT_PUBLIC)
-
-
-class _Patience:
-    """The time that a host has left; what it sends buys more, never beyond `slow_seconds`."""
-
-    def __init__(self, policy: FetchPolicy, clock: Callable[[], float]) -> None:
-        self._policy = policy
-        self._clock = clock
-        self._deadline = clock() + policy.slow_seconds
-        self._paused_at = 0.0
-
-    def left(self) -> float:
-        return self._deadline - self._clock()
-
-    def shorten(self, timeout: float | None) -> float:
-        """`timeout`, or less when patience ends before it."""
-        left = self.left()
-        if left <= 0:
-            raise httpcore.ReadTimeout
-        return left if timeout is None else min(timeout, left)
-
-    def earn(self, count: int) -> None:
-        bought = self._deadline + count / self._policy.least_bytes_per_second
-        self._deadline = min(bought, self._clock() + self._policy.slow_seconds)
-
-    def pause(self) -> None:
-        self._paused_at = self._clock()
-
-    def resume(self) -> None:
-        self._deadline += self._clock() - self._paused_at
-
-
-class _JudgedNetwork(httpcore.NetworkBackend):
-    """Connects to addresses that were judged, never to a name."""
-
-    def __init__(
-        self,
-        network: httpcore.NetworkBackend,
-        resolve: Resolve,
-        allowed_hosts: frozenset[str],
-        patience: _Patience,
-    ) -> None:
-        self._network = network
-        self._resolve = resolve
-        self._allowed_hosts = allowed_hosts
-        self._patience = patience
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        def connect(address: str) -> httpcore.NetworkStream:
-            seconds = self._patience.shorten(timeout)
-            stream = self._network.connect_tcp(
-                address, port, seconds, local_address, socket_options
-            )
-            return _PatientStream(stream, self._patience)
-
-        *others, last = self._addresses(host, port)
-        for address in others:
-            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return connect(address)
-        return connect(last)
-
-    def _addresses(self, host: str, port: int) -> list[str]:
-        found: Sequence[tuple[Any, Any, Any, Any, tuple[Any, ...]]] = ()
-        try:
-            found = self._resolve(host, port)
-        except socket.gaierror as error:
-            if error.errno == socket.EAI_AGAIN:
-                raise FetchInterrupted(
-                    f"The name server does not answer for '{host}' now. Try again later."
-                ) from error
-        except UnicodeError:
-            pass  # a label that is empty or too long: no such host either
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if not addresses:
-            raise AddressRefused(f"There is no host '{host}'. Check the link's spelling.")
-        # Which address it is stays untold: the caller may not know this network's names.
-        if host not in self._allowed_hosts and not all(map(is_public, addresses)):
-            raise AddressRefused(
-                f"'{host}' is not on the public internet, and only public hosts are fetched "
-                "from. Whoever runs this server can open the host by name in its settings."
-            )
-        return addresses
-
-
-class _PatientStream(httpcore.NetworkStream):
-    """A connection whose every wait, TLS and headers too, ends with patience."""
-
-    def __init__(self, stream: httpcore.NetworkStream, patience: _Patience) -> None:
-        self._stream = stream
-        self._patience = patience
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._patience.shorten(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._patience.shorten(timeout))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.NetworkStream:
-        seconds = self._patience.shorten(timeout)
-        stream = self._stream.start_tls(ssl_context, server_hostname, seconds)
-        return _PatientStream(stream, self._patience)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
 @contextmanager
-def _explained(url: httpx.URL, patience: _Patience) -> Iterator[None]:
+def _explained(url: httpx.URL, patience: Patience) -> Iterator[None]:
     """Says a fault of the network in the caller's words."""
     try:
         yield
+    except NoAddress as error:
+        raise AddressRefused(
+            f"There is no host '{url.host}'. Check the link's spelling."
+        ) from error
+    except NotPublic as error:
+        # Which address it is stays untold: the caller may not know this network's names.
+        raise AddressRefused(
+            f"'{url.host}' is not on the public internet, and only public hosts are fetched from. "
+            "Whoever runs this server can open the host by name in its settings."
+        ) from error
     except httpcore.TimeoutException as error:
         what = "is too slow" if patience.left() <= 0 else "does not answer"
         raise FetchInterrupted(f"{_shown(url)} {what}. Try again later.") from error
@@ -457,14 +322,17 @@ def _permitted(url: httpx.URL) -> httpx.URL:
             f"{_shown(url)} carries a user name or password. Use a link that needs none."
         )
     host = url.raw_host.decode("ascii").removesuffix(".")
-    if not host or not 0 < (url.port or 80) < 65536:
+    if not host or (url.port is not None and not 0 < url.port < 65536):
         raise UrlRefused("The URL has no host or no possible port. Use one like https://host/file.")
     return url.copy_with(host=host)
 
 
 def _redirect_target(answer: _Answer) -> httpx.URL:
+    location = answer.headers.get("location")
+    if not location:
+        raise FetchRefused(f"{_shown(answer.url)} redirects without saying where to.")
     try:
-        url = answer.url.join(answer.headers.get("location", ""))
+        url = answer.url.join(location)
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused(f"{_shown(answer.url)} redirects to what is not a URL.") from error
     return _permitted(url)
@@ -476,7 +344,7 @@ def _shown(url: httpx.URL) -> str:
     return f"{url.scheme}://{(url.netloc + path).decode('ascii')}"[:_SHOWN_MAX]
 
 
-def _require_file(answer: _Answer, expected: tuple[int, ...]) -> None:
+def _require_file(answer: _Answer, expected: int) -> None:
     """Raises FetchRefused or FetchInterrupted for everything but a file's own bytes."""
     shown, status = _shown(answer.url), answer.status
     if status in (401, 403):
@@ -494,42 +362,37 @@ def _require_file(answer: _Answer, expected: tuple[int, ...]) -> None:
         raise FetchInterrupted(
             f"The host of {shown} has a fault of its own (HTTP {status}). Try again later."
         )
-    if status not in expected:
+    if status != expected:
         raise FetchRefused(f"{shown} answers HTTP {status}, not with a file. Check the link.")
     content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type in ("text/html", "application/xhtml+xml"):
         raise FetchRefused(
             f"{shown} is a web page, maybe a login page, not a file. Use the direct download link."
         )
-    if answer.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if answer.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise FetchRefused(
             f"{shown} sends the file compressed although asked not to. Use another link."
         )
 
 
 def _goes_on(answer: _Answer, offset: int, validator: str) -> bool:
-    """Whether the answer is the rest of the same file (RFC 9110, 15.3.7)."""
-    part = _content_range(answer)
-    if answer.status != 206 or part is None:
+    """Whether a 206 is the rest of the same file (RFC 9110, 15.3.7)."""
+    part = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    if part is None:
         return False
     begin, last, size = (int(number) for number in part.groups())
-    same = "etag" if validator.startswith('"') else "last-modified"
-    return (
-        begin == offset
-        and begin <= last < size
-        and answer.headers.get(same, validator) == validator  # a 206 may leave the date away
-    )
+    if validator.startswith('"'):
+        same = answer.headers.get("etag") == validator
+    else:  # a 206 may leave the date away
+        same = answer.headers.get("last-modified", validator) == validator
+    return same and begin == offset and begin <= last < size
 
 
 def _whole_size(answer: _Answer) -> int | None:
-    if part := _content_range(answer):
-        return int(part["size"])
+    if answer.status == 206:
+        return int(answer.headers["content-range"].rpartition("/")[2])
     length = answer.headers.get("content-length")
     return None if length is None else int(length)
-
-
-def _content_range(answer: _Answer) -> re.Match[str] | None:
-    return _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
 
 
 def _validator(headers: httpx.Headers) -> str | None:
