@@ -13,7 +13,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-middleware test-extension serve ui docs check python clean
+.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz python clean
 
 demo: .venv/ready
 	.venv/bin/python -m middleware_api.demo
@@ -41,6 +41,11 @@ check: .venv/ready .venv-webui/ready
 	.venv/bin/mypy middleware_api
 	.venv/bin/mypy --python-executable .venv-webui/bin/python aws_extension
 	$(MAKE) test
+
+# Minutes of requests made from the OpenAPI document; not part of `make test`.
+check-fuzz: .venv/ready
+	.venv/bin/python -m pip install -q --group fuzz
+	.venv/bin/python -m tests.fuzz --examples 100
 
 .venv/ready: pyproject.toml | python
 	$(PYTHON) -m venv .venv

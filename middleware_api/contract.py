@@ -169,6 +169,8 @@ DATASET_TRANSITIONS: dict[DatasetState, frozenset[DatasetState]] = {
 # leading dot, no control character. The second check bounds the name as file systems do.
 NAME_PATTERN = r"^(?!\.)[\w .\-()+\[\]]{1,255}$"
 NAME_MAX_BYTES = 255
+# The same, the spaces at either end included, for readers of the OpenAPI document.
+NAME_SCHEMA_PATTERN = r"^[\w\-()+\[\]]([\w .\-()+\[\]]*[\w.\-()+\[\]])?$"
 _NAME = re.compile(NAME_PATTERN)
 
 

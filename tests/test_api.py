@@ -39,7 +39,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
         ("GET", "/checkpoints?limit=1001", None, 422, "1000"),
         ("POST", "/inference/v2", {}, 422, "task_type"),
         ("POST", "/inference/v2", {"task_type": "txt2img", "models": MODELS}, 404, "absent"),
-        ("POST", "/inference/v2", {"task_type": "interrogate", "models": {}}, 501, "interrogate"),
+        (
+            "POST",
+            "/inference/v2",
+            {"task_type": "interrogate", "models": MODELS},
+            501,
+            "interrogate",
+        ),
         ("POST", "/inference/v2", {"task_type": "txt2img", "models": {}}, 422, "exactly one"),
         (
             "POST",

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from middleware_api import __version__
 from middleware_api.api.checkpoints import checkpoint_router
@@ -91,4 +92,16 @@ async def _no_route(request: Request, error: Exception) -> Response:
     code = status.phrase.lower().replace(" ", "_")
     response = envelope(status, message, code, request_id_of(request.scope))
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
     return response
+
+
+def _methods(request: Request) -> set[str]:
+    """All methods of this path: Starlette tells only those of the first route that has it."""
+    return {
+        method
+        for method in ("GET", "POST", "PUT", "DELETE")
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
+    }

@@ -25,7 +25,6 @@ from middleware_api.api.wire import (
     InferenceJobAnswer,
     InferenceOrUpload,
     MessageAnswer,
-    Models,
     SubmittedAnswer,
     UploadParamsBody,
     complete_time_text,
@@ -33,7 +32,6 @@ from middleware_api.api.wire import (
 )
 from middleware_api.contract import (
     IDEMPOTENCY_HEADER,
-    CheckpointType,
     InferenceState,
     Scope,
     TaskType,
@@ -166,22 +164,12 @@ def _request(body: InferenceBody | UploadParamsBody) -> InferenceRequest:
             f"Task type {body.task_type.value} is not available in this version. Available: "
             f"{', '.join(sorted(t.value for t in _AVAILABLE))}."
         )
-    _check_models(body.models)
     return InferenceRequest(
         task_type=body.task_type,
         models=body.models,
         endpoint_name=body.sagemaker_endpoint_name or body.sagemaker_endpoint,
         body=body.model_dump(mode="json", exclude_unset=True),
     )
-
-
-def _check_models(models: Models) -> None:
-    count = len(models.get(CheckpointType.STABLE_DIFFUSION, []))
-    if count != 1:
-        raise InvalidRequest(
-            f"models must name exactly one Stable-diffusion checkpoint, not {count}",
-            ("body", "models", CheckpointType.STABLE_DIFFUSION.value),
-        )
 
 
 def _uploaded_body(content: bytes, job: InferenceJob) -> dict[str, object]:

@@ -17,6 +17,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    WithJsonSchema,
 )
 
 from middleware_api.contract import (
@@ -24,6 +25,8 @@ from middleware_api.contract import (
     CFG_SCALE_MAX,
     INSTANCE_COUNT_MAX,
     N_ITER_MAX,
+    NAME_MAX_BYTES,
+    NAME_SCHEMA_PATTERN,
     PARTS_MAX,
     PROMPT_MAX_BYTES,
     SIZE_MAX,
@@ -61,10 +64,57 @@ def _prompt(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+def _one_stable_diffusion(
+    models: dict[CheckpointType, list[str]],
+) -> dict[CheckpointType, list[str]]:
+    count = len(models.get(CheckpointType.STABLE_DIFFUSION, []))
+    if count != 1:
+        raise ValueError(f"must name exactly one Stable-diffusion checkpoint, not {count}")
+    return models
+
+
+# The schema that the document shows says the same but for the bytes, which JSON Schema cannot.
+_NAME_SCHEMA = {"type": "string", "pattern": NAME_SCHEMA_PATTERN, "maxLength": NAME_MAX_BYTES}
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema(_NAME_SCHEMA)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Models = dict[CheckpointType, list[Name]]
+Models = Annotated[
+    dict[CheckpointType, list[Name]],
+    AfterValidator(_one_stable_diffusion),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "description": "Names of Active checkpoints by type; exactly one Stable-diffusion.",
+            "properties": {
+                kind.value: {"type": "array", "items": _NAME_SCHEMA}
+                | (
+                    {"minItems": 1, "maxItems": 1}
+                    if kind is CheckpointType.STABLE_DIFFUSION
+                    else {}
+                )
+                for kind in CheckpointType
+            },
+            "required": [CheckpointType.STABLE_DIFFUSION.value],
+            "additionalProperties": False,
+            "examples": [{"Stable-diffusion": ["v1-5-pruned-emaonly.safetensors"]}],
+        }
+    ),
+]
+
+# Numbers that the source writes as strings.
+Count = Annotated[
+    int,
+    Field(ge=1, le=INSTANCE_COUNT_MAX),
+    BeforeValidator(_first_alternative),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": INSTANCE_COUNT_MAX},
+                {"type": "string", "pattern": f"^[1-{INSTANCE_COUNT_MAX}]$"},
+            ]
+        }
+    ),
+]
 
 
 class InferenceBody(BaseModel):
@@ -73,10 +123,7 @@ class InferenceBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     task_type: TaskType
-    models: Models = Field(
-        examples=[{"Stable-diffusion": ["v1-5-pruned-emaonly.safetensors"]}],
-        description="Names of Active checkpoints by type; exactly one Stable-diffusion.",
-    )
+    models: Models
     sagemaker_endpoint_name: Name | None = None
     sagemaker_endpoint: Name | None = Field(None, description="Alias of sagemaker_endpoint_name")
     prompt: Prompt | list[Prompt] = ""
@@ -110,12 +157,10 @@ class EndpointBody(BaseModel):
 
     instance_type: Annotated[
         str,
-        BeforeValidator(_first_alternative),
         Field(pattern=r"^(local|ml\.[a-z0-9]+\.[a-z0-9]+)$", max_length=64),
+        BeforeValidator(_first_alternative),
     ]
-    initial_instance_count: Annotated[
-        int, BeforeValidator(_first_alternative), Field(ge=1, le=INSTANCE_COUNT_MAX)
-    ] = 1
+    initial_instance_count: Count = 1
     endpoint_name: Name | None = None
     autoscaling_enabled: bool = False
     min_instance_count: int = Field(0, ge=0, le=INSTANCE_COUNT_MAX)
