@@ -5,7 +5,8 @@ ServiceError
 ├── Forbidden          403  the token has no right for this act
 ├── NotFound           404  no such thing
 ├── Conflict           409  not allowed in this state
-│   └── StaleRecord         somebody else changed the record first
+│   ├── StaleRecord         somebody else changed the record first
+│   └── ContentDiffers       the stored bytes are not the announced ones
 ├── TooLarge           413
 ├── QuotaExceeded      429  the token's jobs of today are used up
 └── NotAvailable       501  the contract has it, this deployment cannot do it
@@ -65,6 +66,12 @@ class StaleRecord(Conflict):
     """The record changed between reading and writing it."""
 
     code = "changed_meanwhile"
+
+
+class ContentDiffers(Conflict):
+    """An upload is whole, and is not what was announced."""
+
+    code = "content_differs"
 
 
 class TooLarge(ServiceError):

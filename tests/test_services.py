@@ -39,10 +39,10 @@ from middleware_api.errors import (
 from middleware_api.ports import EndpointChanged, EndpointStatus, InvocationFinished
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob
 from middleware_api.services.access import ADMIN, Principal
-from middleware_api.services.checkpoints import UPLOAD_DEADLINE_SECONDS, NewFile, cut_into_parts
 from middleware_api.services.endpoints import DEPLOY_DEADLINE_SECONDS
 from middleware_api.services.events import EventHandlers, reconcile
 from middleware_api.services.inference import RECONCILE_SECONDS, InferenceRequest
+from middleware_api.services.uploads import UPLOAD_DEADLINE_SECONDS, NewFile, cut_into_parts
 
 MIB = 1024 * 1024
 ADMIN_TOKEN = "the deployment's own token"

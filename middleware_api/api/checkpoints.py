@@ -33,7 +33,8 @@ from middleware_api.contract import CheckpointState, CheckpointType, PartTag, Sc
 from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.records import Checkpoint
-from middleware_api.services.checkpoints import CheckpointService, NewFile, Upload
+from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.uploads import NewFile, Upload
 
 
 def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter:
