@@ -21,6 +21,7 @@ from middleware_api.ports import Endpoints, Objects, Records
 from middleware_api.records import Endpoint
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.events import EventHandlers, Services, reconcile
 from middleware_api.services.inference import InferenceService
@@ -57,7 +58,13 @@ def make_services(
         clock,
         new_id,
     )
-    return Services(inference_service, endpoint_service, checkpoint_service, access_service)
+    return Services(
+        inference=inference_service,
+        endpoints=endpoint_service,
+        checkpoints=checkpoint_service,
+        datasets=DatasetService(records, objects, clock, new_id),
+        access=access_service,
+    )
 
 
 @dataclass

@@ -16,10 +16,12 @@ from starlette.routing import Match
 
 from middleware_api import __version__
 from middleware_api.api.checkpoints import checkpoint_router
+from middleware_api.api.datasets import dataset_router
 from middleware_api.api.edge import Edge, envelope, error_response, request_id_of
 from middleware_api.api.endpoints import endpoint_router
 from middleware_api.api.inference import inference_router
 from middleware_api.api.objects import objects_router
+from middleware_api.api.tokens import token_router
 from middleware_api.api.wire import UNION_TAGS
 from middleware_api.bootstrap import Embedded
 from middleware_api.contract import TOKEN_HEADER
@@ -53,6 +55,9 @@ def create_app(middleware: Embedded) -> FastAPI:
         inference_router(services.inference),
         endpoint_router(services.endpoints),
         checkpoint_router(services.checkpoints, middleware.objects),
+        token_router(services.access),
+        # Last: `/{dataset_name}/data` is the widest of all paths.
+        dataset_router(services.datasets, middleware.objects),
     ):
         app.include_router(router, dependencies=_CREDENTIALS)
     app.include_router(objects_router(middleware.objects))

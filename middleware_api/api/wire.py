@@ -34,9 +34,11 @@ from middleware_api.contract import (
     STEPS_MAX,
     CheckpointState,
     CheckpointType,
+    DatasetState,
     DeploymentState,
     EndpointState,
     InferenceState,
+    Scope,
     TaskType,
     is_valid_name,
 )
@@ -230,6 +232,29 @@ class CheckpointStateBody(BaseModel):
     multi_parts_tags: dict[str, Annotated[list[PartTagBody], Field(max_length=PARTS_MAX)]] = {}
 
 
+class DatasetFileBody(BaseModel):
+    """A file of a new data set: `filename` is the caller's own path, `name` what is stored."""
+
+    filename: str = Field(max_length=4096)
+    name: Name
+    type: str = Field("", max_length=100)
+
+
+class DatasetBody(BaseModel):
+    """A new data set."""
+
+    dataset_name: Name
+    content: list[DatasetFileBody] = Field(min_length=1, max_length=1000)
+    params: dict[str, Any] = {}
+
+
+class DatasetStateBody(BaseModel):
+    """Enable a data set, or disable it."""
+
+    dataset_name: Name
+    status: Literal["Enabled", "Disabled"]
+
+
 class MessageAnswer(BaseModel):
     """Row 1."""
 
@@ -357,6 +382,108 @@ class CheckpointListAnswer(BaseModel):
 
     statusCode: int = 200
     checkpoints: list[CheckpointListItem]
+    next_cursor: str | None
+
+
+class DatasetFileUrl(BaseModel):
+    """Where one file of a data set goes: PUT its bytes to `url`."""
+
+    filename: str
+    s3: str
+    url: str
+
+
+class DatasetUploadAnswer(BaseModel):
+    """A new data set's URLs, in the order of its files."""
+
+    statusCode: int = 200
+    datasetName: str
+    s3PresignUrl: list[DatasetFileUrl]
+
+
+class DatasetAnswer(BaseModel):
+    """A data set's state."""
+
+    statusCode: int = 200
+    datasetName: str
+    status: DatasetState
+
+
+class DatasetListItem(BaseModel):
+    """One data set; `timestamp` is when it was made, in epoch seconds."""
+
+    datasetName: str
+    s3: str
+    status: DatasetState
+    timestamp: float
+
+
+class DatasetListAnswer(BaseModel):
+    """A page of data sets."""
+
+    statusCode: int = 200
+    datasets: list[DatasetListItem]
+    next_cursor: str | None
+
+
+class DatasetData(BaseModel):
+    """One file of a data set."""
+
+    key: str
+    name: str
+    type: str
+    preview_url: str
+    dataStatus: DatasetState
+
+
+class DatasetDataAnswer(BaseModel):
+    """The files of a data set."""
+
+    statusCode: int = 200
+    dataset_name: str
+    data: list[DatasetData]
+
+
+class TokenBody(BaseModel):
+    """A new token: whose it is, what it may do, and how many jobs a UTC day."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: Name
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
+    daily_jobs: int | None = Field(None, ge=1, le=1_000_000)
+
+
+class TokenShown(BaseModel):
+    """A token without its text; `created` and `revoked` in epoch seconds."""
+
+    id: str
+    user: str
+    scopes: list[Scope]
+    daily_jobs: int | None
+    created: float
+    revoked: float | None
+
+
+class NewTokenAnswer(TokenShown):
+    """A new token with its text."""
+
+    statusCode: int = 200
+    token: str
+
+
+class TokenAnswer(BaseModel):
+    """One token."""
+
+    statusCode: int = 200
+    token: TokenShown
+
+
+class TokenListAnswer(BaseModel):
+    """A page of tokens."""
+
+    statusCode: int = 200
+    tokens: list[TokenShown]
     next_cursor: str | None
 
 

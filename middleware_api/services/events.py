@@ -13,6 +13,7 @@ from middleware_api.ports import EndpointChanged, InvocationFinished, Records
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.inference import InferenceService
 
@@ -30,6 +31,7 @@ class Services:
     inference: InferenceService
     endpoints: EndpointService
     checkpoints: CheckpointService
+    datasets: DatasetService
     access: AccessService
 
 
