@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection
@@ -34,14 +33,13 @@ from middleware_api.records import InferenceJob
 from middleware_api.services.access import AccessService, Principal
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
+from middleware_api.services.idempotency import claim_id
 
 logger = logging.getLogger(__name__)
 
 # How often the compute side is asked about a job that has said nothing.
 RECONCILE_SECONDS = 60.0
 RESULT_URL_SECONDS = 12 * 3600
-# Nobody repeats a request, not knowing whether it arrived, a week later.
-IDEMPOTENCY_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class InferenceService:
         Raises NotFound for a checkpoint or endpoint that is not there, Conflict for an endpoint
         that is not in service or a key that was used for another body, QuotaExceeded.
         """
-        job_id = self._claim_id(caller, idempotency_key, request.body)
+        job_id = claim_id(self._records, caller, idempotency_key, request.body, self._new_id())
         if (first := self._existing(job_id)) is not None:
             return first
         # First the record, then the queue: between the two the reconciler finds the job; the
@@ -115,7 +113,8 @@ class InferenceService:
         self, caller: Principal, request: InferenceRequest, idempotency_key: str | None
     ) -> tuple[InferenceJob, str]:
         """A job that waits for its (large) body, and the URL to put that at (row 6b)."""
-        job_id = self._claim_id(caller, idempotency_key, {"upload_params": True, **request.body})
+        body = {"upload_params": True, **request.body}
+        job_id = claim_id(self._records, caller, idempotency_key, body, self._new_id())
         job = self._existing(job_id)
         if job is None:
             job = self._new_job(caller, job_id, request)
@@ -310,23 +309,6 @@ class InferenceService:
                 # The server died between writing the job and queueing it. Queueing is idempotent.
                 self._invoke(job)
             self._records.update(replace(job, check_at=self._clock() + RECONCILE_SECONDS))
-
-    def _claim_id(self, caller: Principal, key: str | None, body: dict[str, object]) -> str:
-        job_id = self._new_id()
-        if key is None:
-            return job_id
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        claimed = self._records.claim(
-            f"idempotency/{caller.name}/{key}", f"{digest} {job_id}", IDEMPOTENCY_SECONDS
-        )
-        first_digest, first_id = claimed.split(" ")
-        if first_digest != digest:
-            raise Conflict(
-                f"Idempotency-Key '{key}' was used for another request before (job "
-                f"'{first_id}'). Use a new key for a new request.",
-                "idempotency_key_reused",
-            )
-        return first_id
 
     def _existing(self, job_id: str) -> InferenceJob | None:
         try:
