@@ -91,12 +91,14 @@ class Server:
             wanted,
         )
 
-    def upload(self, content: bytes, name: str = "tiny.safetensors") -> str:
+    def upload(
+        self, content: bytes, name: str = "tiny.safetensors", kind: str = "Stable-diffusion"
+    ) -> str:
         """A checkpoint, Active; returns its id."""
         created = self.client.post(
             "/checkpoint",
             json={
-                "checkpoint_type": "Stable-diffusion",
+                "checkpoint_type": kind,
                 "filenames": [{"filename": name, "parts_number": 1, "size": len(content)}],
             },
         ).json()

@@ -22,6 +22,7 @@ from middleware_api.api.endpoints import endpoint_router
 from middleware_api.api.inference import inference_router
 from middleware_api.api.objects import objects_router
 from middleware_api.api.tokens import token_router
+from middleware_api.api.weights import weights_router
 from middleware_api.api.wire import UNION_TAGS
 from middleware_api.bootstrap import Embedded
 from middleware_api.contract import TOKEN_HEADER
@@ -55,6 +56,7 @@ def create_app(middleware: Embedded) -> FastAPI:
         inference_router(services.inference),
         endpoint_router(services.endpoints),
         checkpoint_router(services.checkpoints, middleware.objects),
+        weights_router(services.checkpoints, middleware.objects),
         token_router(services.access),
         # Last: `/{dataset_name}/data` is the widest of all paths.
         dataset_router(services.datasets, middleware.objects),

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     Tag,
     WithJsonSchema,
+    model_validator,
 )
 
 from middleware_api.contract import (
@@ -255,6 +256,33 @@ class DatasetStateBody(BaseModel):
     status: Literal["Enabled", "Disabled"]
 
 
+class MergeBody(BaseModel):
+    """The WebUI's checkpoint merger.
+
+    "Weighted sum" needs a secondary model, "Add difference" a tertiary one too.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    primary_model_name: Name
+    secondary_model_name: Name | None = None
+    tertiary_model_name: Name | None = None
+    interp_method: Literal["Weighted sum", "Add difference", "No interpolation"] = "Weighted sum"
+    multiplier: float = Field(0.3, ge=0, le=1)
+    save_as_half: bool = False
+    custom_name: Name | None = None
+    bake_in_vae: Name | None = None
+    discard_weights: str = Field("", max_length=1000)
+
+    @model_validator(mode="after")
+    def _models_fit_the_method(self) -> MergeBody:
+        if self.interp_method != "No interpolation" and self.secondary_model_name is None:
+            raise ValueError(f"{self.interp_method} needs a secondary_model_name")
+        if self.interp_method == "Add difference" and self.tertiary_model_name is None:
+            raise ValueError("Add difference needs a tertiary_model_name")
+        return self
+
+
 class MessageAnswer(BaseModel):
     """Row 1."""
 
@@ -298,6 +326,15 @@ class SubmittedAnswer(BaseModel):
     endpoint_name: str
     output_path: str
     api_params_s3_upload_url: str | None = None
+
+
+class MergeAnswer(BaseModel):
+    """A merge that has begun; its job makes an Active checkpoint."""
+
+    primary_model_name: str
+    secondary_model_name: str | None
+    tertiary_model_name: str | None
+    inference_id: str
 
 
 class EndpointAnswer(BaseModel):
