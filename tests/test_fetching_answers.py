@@ -284,6 +284,12 @@ def test_a_date_resumes_where_there_is_no_strong_etag(world: World) -> None:
     assert (content, download.offset, download.validator) == (FILE[5:], 5, DATE)
 
 
+@pytest.mark.parametrize("etag", ['"é"', '"' + "x" * 5_000 + '"', 'W/"weak"', ""])
+def test_what_cannot_be_sent_back_is_no_validator(world: World, etag: str) -> None:
+    world.host.answers[PATH] = answer(ETag=etag)
+    assert world.fetch(HERE)[0].validator is None
+
+
 def test_without_a_validator_the_download_starts_over(world: World) -> None:
     world.host.answers[PATH] = ranged()
     download, content = world.fetch(HERE, 100, None)
