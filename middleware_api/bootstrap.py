@@ -16,8 +16,9 @@ from middleware_api.embedded.endpoints import ProcessEndpoints
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.records import SqliteRecords
+from middleware_api.embedded.training import NoTrainingJobs
 from middleware_api.embedded.worker import WorkerSettings
-from middleware_api.ports import Endpoints, Objects, Records
+from middleware_api.ports import Endpoints, Objects, Records, TrainingJobs
 from middleware_api.records import Endpoint
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
@@ -25,6 +26,8 @@ from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.events import EventHandlers, Services, reconcile
 from middleware_api.services.inference import InferenceService
+from middleware_api.services.models import ModelService
+from middleware_api.services.training import TrainingService
 from middleware_api.settings import Settings, secret_in_file
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ def make_services(
     records: Records,
     objects: Objects,
     endpoints: Endpoints,
+    training_jobs: TrainingJobs,
     admin_token: str,
     clock: Callable[[], float],
 ) -> Services:
@@ -58,11 +62,26 @@ def make_services(
         clock,
         new_id,
     )
+    dataset_service = DatasetService(records, objects, clock, new_id)
+    model_service = ModelService(records, objects, training_jobs, checkpoint_service, clock, new_id)
+    training_service = TrainingService(
+        records,
+        objects,
+        training_jobs,
+        model_service,
+        dataset_service,
+        checkpoint_service,
+        access_service,
+        clock,
+        new_id,
+    )
     return Services(
         inference=inference_service,
         endpoints=endpoint_service,
         checkpoints=checkpoint_service,
-        datasets=DatasetService(records, objects, clock, new_id),
+        datasets=dataset_service,
+        models=model_service,
+        training=training_service,
         access=access_service,
     )
 
@@ -135,6 +154,8 @@ def embedded(settings: Settings, base_url: str) -> Embedded:
         return WorkerSettings(objects.root, threads, job_seconds=settings.job_seconds)
 
     endpoints = ProcessEndpoints(queue, worker_settings)
-    services = make_services(records, objects, endpoints, settings.api_token, time.time)
+    services = make_services(
+        records, objects, endpoints, NoTrainingJobs(), settings.api_token, time.time
+    )
     endpoints.tell(EventHandlers(services))
     return Embedded(services, objects, records, database, queue, endpoints)

@@ -298,6 +298,35 @@ class Outcome(TypedDict):
     failure: str | None
 
 
+class ModelOrder(TypedDict):
+    """What the program that creates a Dreambooth working model is told.
+
+    `sources` are the object keys of the weights to make it of; the model goes under the job's
+    output prefix.
+    """
+
+    model_id: str
+    type: str
+    name: str
+    sources: list[str]
+    params: dict[str, object]
+
+
+class TrainOrder(TypedDict):
+    """What the training program is told, and all that it may read.
+
+    `model_prefix` is where the working model lies, `datasets` are the prefixes of the pictures
+    by the data sets' names. `params` are the caller's own words. The weights that come of it go
+    under the job's output prefix as `*.safetensors`.
+    """
+
+    job_id: str
+    type: str
+    model_prefix: str
+    datasets: dict[str, str]
+    params: dict[str, object]
+
+
 # Object keys. One place, so that the API, the container and the AWS roles agree.
 
 
@@ -306,14 +335,29 @@ def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> 
     return f"{kind.value}/checkpoint/{checkpoint_id}/{file_name}"
 
 
+def model_prefix(kind: CheckpointType, name: str, model_id: str) -> str:
+    """Prefix of everything of a Dreambooth working model: `files/`, `input/` and `output/`."""
+    return f"{kind.value}/model/{name}/{model_id}/"
+
+
 def model_output_prefix(kind: CheckpointType, name: str, model_id: str) -> str:
     """Prefix of what the creation of a Dreambooth working model writes."""
-    return f"{kind.value}/model/{name}/{model_id}/output/"
+    return f"{model_prefix(kind, name, model_id)}output/"
+
+
+def model_file_key(kind: CheckpointType, name: str, model_id: str, file_name: str) -> str:
+    """Object key of a file that was uploaded to make a model of."""
+    return f"{model_prefix(kind, name, model_id)}files/{file_name}"
 
 
 def train_prefix(kind: CheckpointType, model_name: str, job_id: str) -> str:
     """Prefix of a training job's `input/` and `output/`."""
     return f"{kind.value}/train/{model_name}/{job_id}/"
+
+
+def order_key(input_prefix: str) -> str:
+    """Object key of the `ModelOrder` or `TrainOrder` under an `input/`."""
+    return f"{input_prefix}order.json"
 
 
 def dataset_prefix(dataset_name: str) -> str:

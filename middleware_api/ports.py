@@ -10,8 +10,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from middleware_api.contract import EndpointState, Invocation, InvocationResult, PartTag
-from middleware_api.records import Endpoint, Record
+from middleware_api.contract import (
+    EndpointState,
+    Invocation,
+    InvocationResult,
+    PartTag,
+    TrainState,
+)
+from middleware_api.records import Endpoint, Model, Record, TrainJob
 
 R = TypeVar("R", bound=Record)
 
@@ -194,6 +200,56 @@ class Endpoints(Protocol):
 
 
 @dataclass(frozen=True)
+class TrainingStatus:
+    """What the compute side says of a training machine's job now.
+
+    `state` is Training, also while its machine is still coming or going, or one of the three
+    ends; `error` is the compute side's own reason, never empty for `Fail`. `progress` (0..1) and
+    `loss` are the program's latest words, where they are known.
+    """
+
+    state: TrainState
+    error: str = ""
+    progress: float = 0.0
+    loss: float | None = None
+
+
+class TrainingJobs(Protocol):
+    """Machines that each run one long job and are gone at its end.
+
+    There are two kinds of job: a `TrainJob` trains, and a `Model` is made of weights into what
+    training starts from. The adapter chooses the program and the machine (`instance_type` of a
+    `TrainJob` where it is not empty), and derives its own name for a job from the record's id
+    alone, so that the same job is always the same to it. It bounds a job's running time; one
+    that was stopped by that bound is `Fail`, not `Stopped`.
+    """
+
+    def require(self) -> None:
+        """Raises NotAvailable where jobs of these kinds cannot run at all.
+
+        Asked before anything changes, so that a caller loses nothing.
+        """
+
+    def start(self, job: TrainJob | Model, input_prefix: str, output_prefix: str) -> str:
+        """Begin to run it; returns the compute side's name for it, for people to find it by.
+
+        The object at `contract.order_key(input_prefix)` tells the program what to do; what it
+        makes goes under `output_prefix`. The same job a second time changes nothing and returns
+        the same name, whether it runs or has ended. `TrainingChanged` tells the end. Raises
+        Conflict (no quota, no such instance type) or NotAvailable when the compute side refuses;
+        nothing runs then.
+        """
+
+    def stop(self, job: TrainJob | Model) -> None:
+        """Begin to stop it; `TrainingChanged` follows. One that has ended, or that the compute
+        side does not know, is no error."""
+
+    def status(self, job: TrainJob | Model) -> TrainingStatus | None:
+        """None for a job that the compute side does not know. It is to know one for at least
+        a day after its end: until then the reconciler has asked."""
+
+
+@dataclass(frozen=True)
 class InvocationFinished:
     """An instance has answered, or never will. Exactly one of `result` and `failure` is set."""
 
@@ -211,6 +267,16 @@ class EndpointChanged:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class TrainingChanged:
+    """The compute side's word on a training machine's job, the id being the `TrainJob`'s or the
+    `Model`'s; `error` is its own reason, never empty for `Fail`."""
+
+    job_id: str
+    state: TrainState
+    error: str = ""
+
+
 class EventSink(Protocol):
     """What the compute side's adapters tell the services; events may come late or twice."""
 
@@ -222,3 +288,6 @@ class EventSink(Protocol):
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
         """An endpoint's new state."""
+
+    def training_changed(self, event: TrainingChanged) -> None:
+        """The state of a `TrainJob`, or of the job that makes a `Model`."""

@@ -155,7 +155,9 @@ class Checkpoint(Record):
 class Model(Record):
     """A Dreambooth working model: what training starts from.
 
-    It is made of its own uploaded `files`, or of the Active checkpoint `checkpoint_id`.
+    It is made of its own uploaded `files`, or of the Active checkpoint `checkpoint_id`;
+    `compute_name` is the compute side's word for the job that makes it, empty until it has
+    confirmed the start.
     """
 
     KIND: ClassVar[str] = "model"
@@ -166,6 +168,7 @@ class Model(Record):
     files: tuple[CheckpointFile, ...] = ()
     checkpoint_id: str = ""
     params: dict[str, object] = field(default_factory=dict)
+    compute_name: str = ""
     error: str = ""
 
     @property
@@ -181,7 +184,9 @@ class Model(Record):
 class TrainJob(Record):
     """One training run of a Dreambooth working model.
 
-    `progress` is 0..1; `checkpoint_id` is the checkpoint that came of it.
+    `datasets` are the names of those that `params` speak of; `instance_type` is empty where the
+    caller left the choice. `compute_name` is the compute side's word for the job, empty until it
+    has confirmed the start; `progress` is 0..1; `checkpoint_id` is the checkpoint that came of it.
     """
 
     KIND: ClassVar[str] = "train"
@@ -191,6 +196,8 @@ class TrainJob(Record):
     model_id: str
     model_name: str
     params: dict[str, object]
+    instance_type: str = ""
+    datasets: tuple[str, ...] = ()
     compute_name: str = ""
     progress: float = 0.0
     loss: float | None = None

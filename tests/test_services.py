@@ -43,6 +43,7 @@ from middleware_api.services.endpoints import DEPLOY_DEADLINE_SECONDS
 from middleware_api.services.events import EventHandlers, reconcile
 from middleware_api.services.inference import RECONCILE_SECONDS, InferenceRequest
 from middleware_api.services.uploads import UPLOAD_DEADLINE_SECONDS, NewFile, cut_into_parts
+from tests.pretend_training import PretendTrainingJobs
 
 MIB = 1024 * 1024
 ADMIN_TOKEN = "the deployment's own token"
@@ -98,8 +99,9 @@ class World:
         self.records = SqliteRecords(self.database, self.clock)
         self.objects = FolderObjects(folder, b"key", "http://store.test", self.clock)
         self.compute = PretendEndpoints()
+        self.training = PretendTrainingJobs()
         self.services = make_services(
-            self.records, self.objects, self.compute, ADMIN_TOKEN, self.clock
+            self.records, self.objects, self.compute, self.training, ADMIN_TOKEN, self.clock
         )
         self.events = EventHandlers(self.services)
 

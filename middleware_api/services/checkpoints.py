@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 
 from middleware_api.contract import (
@@ -14,7 +15,7 @@ from middleware_api.contract import (
 )
 from middleware_api.errors import Conflict, ContentDiffers, NotFound
 from middleware_api.ports import Objects, Page, Records
-from middleware_api.records import Checkpoint, UsedCheckpoint
+from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
 from middleware_api.services.access import Principal
 from middleware_api.services.uploads import (
     UPLOAD_DEADLINE_SECONDS,
@@ -74,6 +75,36 @@ class CheckpointService:
         if len(files) == 1 and files[0].sha256:
             self._records.bind(_unfinished_key(caller.name, kind, files[0]), checkpoint_id)
         return checkpoint, self.missing_parts(checkpoint)
+
+    def adopt(
+        self, checkpoint_id: str, owner: str, kind: CheckpointType, keys: Collection[str]
+    ) -> Checkpoint:
+        """Make an Active checkpoint of finished objects, where they lie.
+
+        The same id a second time changes nothing.
+        """
+        checkpoint = Checkpoint(
+            id=checkpoint_id,
+            owner=owner,
+            created_at=self._clock(),
+            type=kind,
+            state=CheckpointState.ACTIVE,
+            files=tuple(
+                CheckpointFile(
+                    name=key.rpartition("/")[2],
+                    key=key,
+                    upload_id="",
+                    parts=0,
+                    part_size=0,
+                    size=self._objects.size(key),
+                )
+                for key in keys
+            ),
+        )
+        with suppress(Conflict):  # we died between adopting it and saying so
+            self._records.add(checkpoint)
+        self._make_findable(checkpoint)
+        return checkpoint
 
     def get(self, checkpoint_id: str) -> Checkpoint:
         """Raises NotFound."""

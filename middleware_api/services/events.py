@@ -9,13 +9,20 @@ from functools import partial
 from typing import TypeVar
 
 from middleware_api.errors import ServiceError, StaleRecord
-from middleware_api.ports import EndpointChanged, InvocationFinished, Records
-from middleware_api.records import Checkpoint, Endpoint, InferenceJob
+from middleware_api.ports import (
+    EndpointChanged,
+    InvocationFinished,
+    Records,
+    TrainingChanged,
+)
+from middleware_api.records import Checkpoint, Endpoint, InferenceJob, Model, TrainJob
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.inference import InferenceService
+from middleware_api.services.models import ModelService
+from middleware_api.services.training import TrainingService
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,8 @@ class Services:
     endpoints: EndpointService
     checkpoints: CheckpointService
     datasets: DatasetService
+    models: ModelService
+    training: TrainingService
     access: AccessService
 
 
@@ -52,6 +61,11 @@ class EventHandlers:
     def endpoint_changed(self, event: EndpointChanged) -> None:
         """An endpoint's new state."""
         _settle(lambda: self._services.endpoints.changed(event))
+
+    def training_changed(self, event: TrainingChanged) -> None:
+        """The state of a training machine's job; each service knows its own by their ids."""
+        _settle(lambda: self._services.training.changed(event))
+        _settle(lambda: self._services.models.changed(event))
 
 
 def _settle(act: Callable[[], T]) -> T:
@@ -75,6 +89,10 @@ def reconcile(services: Services, records: Records, clock: Callable[[], float]) 
         _attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
         _attempt(partial(services.checkpoints.expire, checkpoint))
+    for model in records.due(Model, now, _BATCH):
+        _attempt(partial(services.models.reconcile, model))
+    for train_job in records.due(TrainJob, now, _BATCH):
+        _attempt(partial(services.training.reconcile, train_job))
 
 
 def _attempt(look_after: partial[None]) -> None:
