@@ -56,13 +56,17 @@ def run(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     middleware = embedded(settings, base_url)
-    app = create_app(middleware)
+    app = create_app(middleware, stopping=lambda: server.should_exit)
     print(f"listening on {base_url}", flush=True)
     if settings.token_path is not None:
         print(f"API token is in {settings.token_path}", flush=True)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean stop
-        uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    try:
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean stop
+            server.run(sockets=[listener])
+    finally:
+        # A second Ctrl-C makes uvicorn leave without its lifespan's end; the workers must go.
+        middleware.stop()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from middleware_api.contract import PAGE_MAX, EndpointState
 from middleware_api.embedded.database import Database
@@ -96,19 +96,23 @@ class Embedded:
     database: Database
     queue: JobQueue
     endpoints: ProcessEndpoints
+    _stopping: threading.Event = field(default_factory=threading.Event, init=False)
+    _reconciler: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Take up what the last server left, and look after it from now on."""
         self.queue.recover()
         self._resume_endpoints()
-        self._stopping = threading.Event()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconciler")
         self._reconciler.start()
 
     def stop(self) -> None:
-        """Stop the workers (their jobs stay queued) and close the files."""
+        """Stop the workers (their jobs stay queued) and close the files. Again is no error."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
-        self._reconciler.join()
+        if self._reconciler is not None:
+            self._reconciler.join()
         self.endpoints.stop()
         self.database.close()
 

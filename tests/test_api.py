@@ -62,7 +62,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
             "32 KiB",
         ),
         ("PUT", "/inference/v2/ghost/run", None, 404, "ghost"),
-        ("PUT", "/inference/v2/ghost/run", {"train_type": "Stable-diffusion"}, 501, "Training"),
+        ("PUT", "/inference/v2/ghost/run", {"train_type": "Stable-diffusion"}, 422, "model_id"),
         ("POST", "/inference/v2/ghost/cancel", None, 404, "ghost"),
         ("POST", "/endpoints", {"instance_type": "big one"}, 422, "instance_type"),
         ("POST", "/endpoints", {"instance_type": "local", "initial_instance_count": 7}, 422, "6"),

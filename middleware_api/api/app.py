@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -19,9 +19,11 @@ from middleware_api.api.checkpoints import checkpoint_router
 from middleware_api.api.datasets import dataset_router
 from middleware_api.api.edge import Edge, envelope, error_response, request_id_of
 from middleware_api.api.endpoints import endpoint_router
+from middleware_api.api.event_stream import event_router
 from middleware_api.api.inference import inference_router
 from middleware_api.api.objects import objects_router
 from middleware_api.api.tokens import token_router
+from middleware_api.api.training import model_router, train_router
 from middleware_api.api.weights import weights_router
 from middleware_api.api.wire import UNION_TAGS
 from middleware_api.bootstrap import Embedded
@@ -35,8 +37,11 @@ _CREDENTIALS = [
 ]
 
 
-def create_app(middleware: Embedded) -> FastAPI:
-    """The application of one embedded middleware, which lives as long as it does."""
+def create_app(middleware: Embedded, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The application of one embedded middleware, which lives as long as it does.
+
+    `stopping` tells when the server is about to end, so that streams end before it.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -53,10 +58,13 @@ def create_app(middleware: Embedded) -> FastAPI:
     )
     services = middleware.services
     for router in (
-        inference_router(services.inference),
+        inference_router(services.inference, services.training, middleware.objects),
+        event_router(services.inference, stopping),
         endpoint_router(services.endpoints),
         checkpoint_router(services.checkpoints, middleware.objects),
         weights_router(services.checkpoints, middleware.objects),
+        model_router(services.models, middleware.objects),
+        train_router(services.training, middleware.objects),
         token_router(services.access),
         # Last: `/{dataset_name}/data` is the widest of all paths.
         dataset_router(services.datasets, middleware.objects),

@@ -14,11 +14,12 @@ from middleware_api.api.common import (
     Cursor,
     Limit,
     errors,
+    file_upload,
     needs,
+    part_tags,
     set_cursor,
 )
 from middleware_api.api.wire import (
-    ArrivedPart,
     CheckpointAnswer,
     CheckpointBody,
     CheckpointListAnswer,
@@ -26,7 +27,6 @@ from middleware_api.api.wire import (
     CheckpointStateBody,
     CheckpointSummary,
     CheckpointUploadAnswer,
-    FileUploadAnswer,
     MessageAnswer,
 )
 from middleware_api.contract import CheckpointState, CheckpointType, PartTag, Scope
@@ -34,7 +34,7 @@ from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.records import Checkpoint
 from middleware_api.services.checkpoints import CheckpointService
-from middleware_api.services.uploads import NewFile, Upload
+from middleware_api.services.uploads import NewFile
 
 
 def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter:
@@ -81,7 +81,7 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
         ]
         checkpoint, uploads = service.create(principal, body.checkpoint_type, files, body.params)
         return CheckpointUploadAnswer(
-            checkpoint=summary(checkpoint), s3PresignUrl=[_file_upload(u) for u in uploads]
+            checkpoint=summary(checkpoint), s3PresignUrl=[file_upload(u) for u in uploads]
         )
 
     @router.get("/checkpoint", responses=errors(404))
@@ -97,7 +97,7 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
         checkpoint = service.get_own(principal, checkpoint_id)
         uploads = service.missing_parts(checkpoint)
         return CheckpointUploadAnswer(
-            checkpoint=summary(checkpoint), s3PresignUrl=[_file_upload(u) for u in uploads]
+            checkpoint=summary(checkpoint), s3PresignUrl=[file_upload(u) for u in uploads]
         )
 
     @router.put("/checkpoint", **needs(Scope.MODELS, 404, 409))
@@ -141,28 +141,9 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
     return router
 
 
-def _file_upload(upload: Upload) -> FileUploadAnswer:
-    urls = upload.urls
-    return FileUploadAnswer(
-        filename=urls["filename"],
-        upload_id=urls["upload_id"],
-        bucket=urls["bucket"],
-        key=urls["key"],
-        part_size=urls["part_size"],
-        parts=[{"PartNumber": p["PartNumber"], "url": p["url"]} for p in urls["parts"]],
-        arrived=[
-            ArrivedPart(PartNumber=part.number, ETag=part.etag, size=part.size)
-            for part in upload.arrived
-        ],
-    )
-
-
 def _tags(body: CheckpointStateBody) -> dict[str, list[PartTag]]:
     if body.status != CheckpointState.ACTIVE.value:
         raise InvalidRequest(
             "multi_parts_tags go only with status Active", ("body", "multi_parts_tags")
         )
-    return {
-        name: [PartTag(PartNumber=part.PartNumber, ETag=part.ETag) for part in parts]
-        for name, parts in body.multi_parts_tags.items()
-    }
+    return part_tags(body.multi_parts_tags)

@@ -1,14 +1,22 @@
-"""What the routers share: paging, the caller, the documented errors."""
+"""What the routers share: paging, the caller, uploads, the documented errors."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 
-from middleware_api.api.wire import ErrorAnswer
-from middleware_api.contract import CURSOR_HEADER, PAGE_DEFAULT, PAGE_MAX, Scope
+from middleware_api.api.wire import ArrivedPart, ErrorAnswer, FileUploadAnswer, Tags
+from middleware_api.contract import (
+    CURSOR_HEADER,
+    IDEMPOTENCY_HEADER,
+    PAGE_DEFAULT,
+    PAGE_MAX,
+    PartTag,
+    Scope,
+)
 from middleware_api.services.access import Principal
+from middleware_api.services.uploads import Upload
 
 _ERRORS = {
     400: "Not acceptable as it stands",
@@ -51,9 +59,37 @@ def needs(scope: Scope, *statuses: int) -> dict[str, Any]:
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX)]
 Cursor = Annotated[str | None, Query(description=f"The {CURSOR_HEADER} header of the page before")]
 DEFAULT_LIMIT = PAGE_DEFAULT
+IdempotencyKey = Annotated[
+    str | None, Header(alias=IDEMPOTENCY_HEADER, min_length=1, max_length=200)
+]
 
 
 def set_cursor(response: Response, cursor: str | None) -> None:
     """Tell where the next page begins."""
     if cursor is not None:
         response.headers[CURSOR_HEADER] = cursor
+
+
+def file_upload(upload: Upload) -> FileUploadAnswer:
+    """An entry of `s3PresignUrl`."""
+    urls = upload.urls
+    return FileUploadAnswer(
+        filename=urls["filename"],
+        upload_id=urls["upload_id"],
+        bucket=urls["bucket"],
+        key=urls["key"],
+        part_size=urls["part_size"],
+        parts=[{"PartNumber": p["PartNumber"], "url": p["url"]} for p in urls["parts"]],
+        arrived=[
+            ArrivedPart(PartNumber=part.number, ETag=part.etag, size=part.size)
+            for part in upload.arrived
+        ],
+    )
+
+
+def part_tags(tags: Tags) -> dict[str, list[PartTag]]:
+    """What the store answered for the parts, by file."""
+    return {
+        name: [PartTag(PartNumber=part.PartNumber, ETag=part.ETag) for part in parts]
+        for name, parts in tags.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
@@ -15,69 +15,49 @@ from middleware_api.api.common import (
     DEFAULT_LIMIT,
     Caller,
     Cursor,
+    IdempotencyKey,
     Limit,
     errors,
     needs,
     set_cursor,
 )
+from middleware_api.api.training import create_train
 from middleware_api.api.wire import (
     InferenceBody,
     InferenceJobAnswer,
     InferenceOrUpload,
     MessageAnswer,
+    NewTrainAnswer,
+    RunOrTrain,
     SubmittedAnswer,
+    TrainBody,
     UploadParamsBody,
     complete_time_text,
     time_text,
 )
-from middleware_api.contract import (
-    IDEMPOTENCY_HEADER,
-    InferenceState,
-    Scope,
-    TaskType,
-)
+from middleware_api.contract import InferenceState, Scope, TaskType
 from middleware_api.errors import InvalidRequest, NotAvailable
+from middleware_api.ports import Objects
 from middleware_api.records import InferenceJob
 from middleware_api.services.inference import InferenceRequest, InferenceService
+from middleware_api.services.training import TrainingService
 
 JobId = Annotated[str, Query(alias="jobID")]
-IdempotencyKey = Annotated[
-    str | None, Header(alias=IDEMPOTENCY_HEADER, min_length=1, max_length=200)
-]
 
 # What the containers can do today; the others are in the contract and come with their engine.
 _AVAILABLE = frozenset({TaskType.TXT2IMG, TaskType.IMG2IMG})
 
 
-def inference_router(service: InferenceService) -> APIRouter:
-    """The routes over one service."""
+def inference_router(
+    service: InferenceService, training: TrainingService, objects: Objects
+) -> APIRouter:
+    """The routes over the inference service; one of them has a second meaning: to train."""
     router = APIRouter(route_class=StrictRoute, tags=["inference"])
 
-    run_answers: dict[str, Any] = {
-        **needs(Scope.INFER, 404, 409, 501),
-        "response_model_exclude_none": True,
-    }
+    run_answers: dict[str, Any] = {"responses": errors(403, 404, 409, 429, 501)}
 
     def show(job: InferenceJob) -> InferenceJobAnswer:
-        progress = service.progress(job)
-        completed = job.completed_at
-        return InferenceJobAnswer(
-            inference_info_name=contract.param_output_key(job.id),
-            startTime=time_text(job.created_at),
-            taskType=job.task_type,
-            completeTime=None if completed is None else complete_time_text(completed),
-            InferenceJobId=job.id,
-            status=job.state,
-            sagemakerRaw=job.compute_event,
-            image_names=list(job.image_names),
-            endpoint_name=job.endpoint_name,
-            progress=progress.fraction,
-            queue_position=progress.queue_position,
-            eta_seconds=progress.eta_seconds,
-            preview_url=progress.preview_url,
-            phase=progress.phase,
-            error=job.error,
-        )
+        return job_answer(service, job)
 
     @router.get("/inference/test-connection", responses=errors())
     async def test_connection() -> MessageAnswer:
@@ -113,11 +93,7 @@ def inference_router(service: InferenceService) -> APIRouter:
         """A presigned URL of the parameters and info."""
         return service.param_urls(service.get(principal, job_id))
 
-    @router.post(
-        "/inference/v2",
-        response_model_exclude_none=True,
-        **needs(Scope.INFER, 404, 409, 413, 429, 501),
-    )
+    @router.post("/inference/v2", **needs(Scope.INFER, 404, 409, 413, 429, 501))
     async def submit_inference(
         principal: Caller,
         body: Annotated[InferenceOrUpload, Body()],
@@ -132,11 +108,17 @@ def inference_router(service: InferenceService) -> APIRouter:
 
     @router.post("/inference/v2/{job_id}/run", operation_id="run_inference_post", **run_answers)
     @router.put("/inference/v2/{job_id}/run", operation_id="run_inference_put", **run_answers)
-    async def run_inference(principal: Caller, job_id: str, request: Request) -> SubmittedAnswer:
-        """Run a prepared job; with `train_type` in the body, create a train job."""
-        body = await request.body()
-        if body and "train_type" in _object(parse_json(body)):
-            raise NotAvailable("Training is not available in this version of the middleware.")
+    async def run_inference(
+        principal: Caller,
+        job_id: str,
+        body: Annotated[RunOrTrain | None, Body()] = None,
+        idempotency_key: IdempotencyKey = None,
+    ) -> SubmittedAnswer | NewTrainAnswer:
+        """Run a prepared job; with `train_type` in the body, create a training job."""
+        if isinstance(body, TrainBody):
+            principal.require(Scope.TRAIN)
+            return create_train(training, objects, principal, body, idempotency_key)
+        principal.require(Scope.INFER)
         job = service.get(principal, job_id)
         if job.state is not InferenceState.CREATED:
             return _submitted(service.run(job, {}))
@@ -156,6 +138,29 @@ def inference_router(service: InferenceService) -> APIRouter:
         return MessageAnswer(message=f"Inference job '{job_id}' deleted")
 
     return router
+
+
+def job_answer(service: InferenceService, job: InferenceJob) -> InferenceJobAnswer:
+    """A job as rows 2 and 3 show it."""
+    progress = service.progress(job)
+    completed = job.completed_at
+    return InferenceJobAnswer(
+        inference_info_name=contract.param_output_key(job.id),
+        startTime=time_text(job.created_at),
+        taskType=job.task_type,
+        completeTime=None if completed is None else complete_time_text(completed),
+        InferenceJobId=job.id,
+        status=job.state,
+        sagemakerRaw=job.compute_event,
+        image_names=list(job.image_names),
+        endpoint_name=job.endpoint_name,
+        progress=progress.fraction,
+        queue_position=progress.queue_position,
+        eta_seconds=progress.eta_seconds,
+        preview_url=progress.preview_url,
+        phase=progress.phase,
+        error=job.error,
+    )
 
 
 def _request(body: InferenceBody | UploadParamsBody) -> InferenceRequest:

@@ -16,6 +16,8 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    StrictBool,
+    StrictInt,
     Tag,
     WithJsonSchema,
     model_validator,
@@ -39,8 +41,10 @@ from middleware_api.contract import (
     DeploymentState,
     EndpointState,
     InferenceState,
+    ModelState,
     Scope,
     TaskType,
+    TrainState,
     is_valid_name,
 )
 
@@ -59,6 +63,10 @@ def _name(value: str) -> str:
 def _first_alternative(value: object) -> object:
     """The source's examples send `"a | b | c"` as it stands: it means the first."""
     return value.split("|")[0].strip() if isinstance(value, str) else value
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 def _prompt(value: str) -> str:
@@ -120,6 +128,14 @@ Count = Annotated[
 ]
 
 
+InstanceType = Annotated[
+    str,
+    Field(pattern=r"^(local|ml\.[a-z0-9]+\.[a-z0-9]+)$", max_length=64),
+    BeforeValidator(_first_alternative),
+]
+Kind = Annotated[CheckpointType, BeforeValidator(_first_alternative)]
+
+
 class InferenceBody(BaseModel):
     """Row 6: the WebUI API's fields. Only those with bounds are named; the rest is the engine's."""
 
@@ -158,11 +174,7 @@ class EndpointBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    instance_type: Annotated[
-        str,
-        Field(pattern=r"^(local|ml\.[a-z0-9]+\.[a-z0-9]+)$", max_length=64),
-        BeforeValidator(_first_alternative),
-    ]
+    instance_type: InstanceType
     initial_instance_count: Count = 1
     endpoint_name: Name | None = None
     autoscaling_enabled: bool = False
@@ -189,7 +201,7 @@ def _has(key: str, there: str, absent: str) -> Discriminator:
 
 
 # Parts of an error's place that come from choosing a body, not from the body itself.
-UNION_TAGS = frozenset({"submit", "prepare", "deploy", "delete"})
+UNION_TAGS = frozenset({"submit", "prepare", "deploy", "delete", "run", "train"})
 
 InferenceOrUpload = Annotated[
     Annotated[InferenceBody, Tag("submit")] | Annotated[UploadParamsBody, Tag("prepare")],
@@ -225,12 +237,107 @@ class PartTagBody(BaseModel):
     ETag: str = Field(min_length=1, max_length=200)
 
 
+Tags = dict[str, Annotated[list[PartTagBody], Field(max_length=PARTS_MAX)]]
+
+
 class CheckpointStateBody(BaseModel):
     """Row 21."""
 
     checkpoint_id: str
     status: Literal["Active", "Disabled", "Fail"]
-    multi_parts_tags: dict[str, Annotated[list[PartTagBody], Field(max_length=PARTS_MAX)]] = {}
+    multi_parts_tags: Tags = {}
+
+
+class ModelBody(BaseModel):
+    """A new model, of files that will be uploaded or of an Active checkpoint."""
+
+    model_type: Kind
+    name: Name
+    filenames: list[CheckpointFileBody] = Field([], max_length=100)
+    checkpoint_id: str = Field("", description="Instead of filenames: an Active checkpoint")
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelBody:
+        if bool(self.filenames) == bool(self.checkpoint_id):
+            raise ValueError("name either the files to upload (filenames) or a checkpoint_id")
+        return self
+
+
+class ModelStateBody(BaseModel):
+    """`Creating` completes the upload and makes the model; `Fail` gives it up."""
+
+    model_id: str
+    status: Annotated[Literal["Creating", "Fail"], BeforeValidator(_first_alternative)]
+    multi_parts_tags: Tags = {}
+
+
+Locations = Annotated[list[str], Field(max_length=100)]
+
+
+class TrainingParams(BaseModel):
+    """Where to train, and on which data sets (`s3://<bucket>/dataset/<name>`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    data_tar_list: Locations = []
+    class_data_tar_list: Locations = []
+    training_instance_type: InstanceType | None = None
+
+
+class Concept(BaseModel):
+    """One thing to learn; the two folders may be data sets (`s3://<bucket>/dataset/<name>`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    instance_data_dir: str = ""
+    class_data_dir: str = ""
+
+
+class ConfigParams(BaseModel):
+    """The training program's own settings; those that are not named here are handed on too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    concepts_list: Annotated[list[Concept], Field(max_length=100)] = []
+    num_train_epochs: Annotated[StrictInt, Field(ge=1, le=1_000_000)] | None = None
+    use_lora: StrictBool | None = None
+
+
+class TrainParams(BaseModel):
+    """What a training job is told."""
+
+    model_config = ConfigDict(extra="allow")
+
+    training_params: TrainingParams = TrainingParams()
+    config_params: ConfigParams = ConfigParams()
+
+
+class TrainBody(BaseModel):
+    """A new training job of a model."""
+
+    train_type: Kind
+    model_id: str
+    params: TrainParams
+
+
+class TrainStateBody(BaseModel):
+    """Start a training job, or stop it."""
+
+    train_job_id: str
+    status: Annotated[Literal["Training", "Stopped"], BeforeValidator(_first_alternative)]
+
+
+class RunBody(BaseModel):
+    """Nothing is needed to run a prepared inference job: its body was uploaded."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+RunOrTrain = Annotated[
+    Annotated[RunBody, Tag("run")] | Annotated[TrainBody, Tag("train")],
+    _has("train_type", "train", "run"),
+]
 
 
 class DatasetFileBody(BaseModel):
@@ -325,7 +432,7 @@ class SubmittedAnswer(BaseModel):
     status: InferenceState
     endpoint_name: str
     output_path: str
-    api_params_s3_upload_url: str | None = None
+    api_params_s3_upload_url: str | None = Field(None, exclude_if=_is_none)
 
 
 class MergeAnswer(BaseModel):
@@ -419,6 +526,112 @@ class CheckpointListAnswer(BaseModel):
 
     statusCode: int = 200
     checkpoints: list[CheckpointListItem]
+    next_cursor: str | None
+
+
+class ModelSummary(BaseModel):
+    """A new model, and where its files go: nowhere when it is made of a checkpoint."""
+
+    id: str
+    status: ModelState
+    s3_base: str
+    model_type: CheckpointType
+    params: dict[str, Any]
+    s3PresignUrl: list[FileUploadAnswer]
+
+
+class ModelUploadAnswer(BaseModel):
+    """A new model."""
+
+    statusCode: int = 200
+    job: ModelSummary
+
+
+class ModelJob(BaseModel):
+    """The making of a model; `endpointName` is the compute side's name for it."""
+
+    output_path: str
+    id: str
+    endpointName: str
+    jobStatus: ModelState
+    jobType: CheckpointType
+    error: str
+
+
+class ModelAnswer(BaseModel):
+    """A model's state."""
+
+    statusCode: int = 200
+    job: ModelJob
+
+
+class ModelListItem(BaseModel):
+    """One model; `created` in epoch seconds."""
+
+    id: str
+    model_name: str
+    created: float
+    params: dict[str, Any]
+    status: ModelState
+    output_s3_location: str
+    model_type: CheckpointType
+    checkpoint_id: str
+    error: str
+
+
+class ModelListAnswer(BaseModel):
+    """A page of models."""
+
+    statusCode: int = 200
+    models: list[ModelListItem]
+    next_cursor: str | None
+
+
+class TrainSummary(BaseModel):
+    """A training job; `created` in epoch seconds."""
+
+    id: str
+    status: TrainState
+    created: float
+    trainType: CheckpointType
+    params: dict[str, Any]
+    input_location: str
+    error: str
+
+
+class TrainAnswer(BaseModel):
+    """A training job's state."""
+
+    statusCode: int = 200
+    job: TrainSummary
+
+
+class NewTrainAnswer(TrainAnswer):
+    """A new training job; it has nothing to upload."""
+
+    s3PresignUrl: None = None
+
+
+class TrainListItem(BaseModel):
+    """One training job; `progress` is 0..1, `checkpoint_id` the checkpoint that came of it."""
+
+    id: str
+    modelName: str
+    status: TrainState
+    trainType: CheckpointType
+    created: float
+    sagemakerTrainName: str
+    progress: float
+    loss: float | None
+    error: str
+    checkpoint_id: str
+
+
+class TrainListAnswer(BaseModel):
+    """A page of training jobs."""
+
+    statusCode: int = 200
+    trainJobs: list[TrainListItem]
     next_cursor: str | None
 
 
