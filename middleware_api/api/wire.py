@@ -137,7 +137,7 @@ Kind = Annotated[CheckpointType, BeforeValidator(_first_alternative)]
 
 
 class InferenceBody(BaseModel):
-    """Row 6: the WebUI API's fields. Only those with bounds are named; the rest is the engine's."""
+    """The WebUI API's fields. Only those with bounds are named; the rest is the engine's."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -158,7 +158,7 @@ class InferenceBody(BaseModel):
 
 
 class UploadParamsBody(BaseModel):
-    """Row 6b: a job whose body is too large for the gateway and follows by PUT."""
+    """A job whose body is too large for the gateway and follows by PUT."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -170,7 +170,7 @@ class UploadParamsBody(BaseModel):
 
 
 class EndpointBody(BaseModel):
-    """Row 7."""
+    """A new endpoint. `endpoint_name` is made up when it is absent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -183,7 +183,7 @@ class EndpointBody(BaseModel):
 
 
 class DeleteEndpointsBody(BaseModel):
-    """Row 8."""
+    """Endpoints to delete, by name."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -214,7 +214,7 @@ DeployOrDelete = Annotated[
 
 
 class CheckpointFileBody(BaseModel):
-    """One file of row 20; `size` in bytes."""
+    """A weights file to upload; `size` in bytes."""
 
     filename: Name
     parts_number: int = Field(1, ge=1, le=PARTS_MAX)
@@ -223,7 +223,7 @@ class CheckpointFileBody(BaseModel):
 
 
 class CheckpointBody(BaseModel):
-    """Row 20 (POST)."""
+    """A new checkpoint: one weights file, or several that belong together."""
 
     checkpoint_type: CheckpointType
     filenames: list[CheckpointFileBody] = Field(min_length=1, max_length=100)
@@ -241,7 +241,7 @@ Tags = dict[str, Annotated[list[PartTagBody], Field(max_length=PARTS_MAX)]]
 
 
 class CheckpointStateBody(BaseModel):
-    """Row 21."""
+    """What becomes of a checkpoint; the parts' tags by file name, with `Active` alone."""
 
     checkpoint_id: str
     status: Literal["Active", "Disabled", "Fail"]
@@ -391,7 +391,7 @@ class MergeBody(BaseModel):
 
 
 class MessageAnswer(BaseModel):
-    """Row 1."""
+    """A sentence."""
 
     message: str
 
@@ -406,7 +406,7 @@ class ErrorAnswer(BaseModel):
 
 
 class InferenceJobAnswer(BaseModel):
-    """Rows 2 and 3."""
+    """An inference job; `progress` is 0..1, `eta_seconds` an estimate."""
 
     inference_info_name: str
     startTime: str
@@ -426,7 +426,7 @@ class InferenceJobAnswer(BaseModel):
 
 
 class SubmittedAnswer(BaseModel):
-    """Rows 6, 6b and 23; the URL in row 6b alone."""
+    """A submitted job; the URL is there for one that waits for its body."""
 
     inference_id: str
     status: InferenceState
@@ -445,7 +445,7 @@ class MergeAnswer(BaseModel):
 
 
 class EndpointAnswer(BaseModel):
-    """Rows 7, 9 and 10."""
+    """An endpoint and the deployment that made it."""
 
     EndpointDeploymentJobId: str
     startTime: str
@@ -463,7 +463,7 @@ class EndpointAnswer(BaseModel):
 
 
 class CheckpointSummary(BaseModel):
-    """A checkpoint in the answers of rows 20 and 21."""
+    """A checkpoint in short."""
 
     id: str
     type: CheckpointType
@@ -494,20 +494,20 @@ class FileUploadAnswer(BaseModel):
 
 
 class CheckpointAnswer(BaseModel):
-    """Row 20 (GET) and row 21."""
+    """One checkpoint."""
 
     statusCode: int = 200
     checkpoint: CheckpointSummary
 
 
 class CheckpointUploadAnswer(CheckpointAnswer):
-    """Row 20 (POST) and row 20b."""
+    """A checkpoint, and where what is missing of it goes."""
 
     s3PresignUrl: list[FileUploadAnswer]
 
 
 class CheckpointListItem(BaseModel):
-    """An entry of row 22."""
+    """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files."""
 
     id: str
     s3Location: str
@@ -522,7 +522,7 @@ class CheckpointListItem(BaseModel):
 
 
 class CheckpointListAnswer(BaseModel):
-    """Row 22."""
+    """A page of checkpoints."""
 
     statusCode: int = 200
     checkpoints: list[CheckpointListItem]
