@@ -27,6 +27,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     ("method", "path", "body", "status", "says"),
     [
         ("GET", "/nope", None, 404, "GET /docs"),
+        ("GET", "/_objects/data", None, 422, "signature"),
         ("DELETE", "/checkpoints", None, 405, "Not Allowed"),
         ("GET", "/inference/get-inference-job", None, 422, "jobID"),
         ("GET", "/inference/get-inference-job?jobID=ghost", None, 404, "ghost"),
@@ -105,7 +106,17 @@ def test_only_the_token_opens(shared: Server) -> None:
     assert httpx.get(shared.url + "/openapi.json").status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"{", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b'{"a": NaN}',
+        b'{"a": 1e999}',
+        b"[" * 100_000,
+        b'{"a": "\\ud800"}',
+        b'{"a": "\xed\xa0\x80"}',
+    ],
+)
 def test_what_is_not_json_is_refused(shared: Server, body: bytes) -> None:
     answer = shared.client.post(
         "/inference/v2", content=body, headers={"Content-Type": "application/json"}

@@ -57,6 +57,8 @@ def create_app(middleware: Embedded, stopping: Callable[[], bool] = lambda: Fals
         generate_unique_id_function=lambda route: route.name,
     )
     services = middleware.services
+    # First: its paths need no token, and no other route may answer them.
+    app.include_router(objects_router(middleware.objects))
     for router in (
         inference_router(services.inference, services.training, middleware.objects),
         event_router(services.inference, stopping),
@@ -70,7 +72,6 @@ def create_app(middleware: Embedded, stopping: Callable[[], bool] = lambda: Fals
         dataset_router(services.datasets, middleware.objects),
     ):
         app.include_router(router, dependencies=_CREDENTIALS)
-    app.include_router(objects_router(middleware.objects))
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)

@@ -42,7 +42,12 @@ class StrictRoute(APIRoute):
 def parse_json(body: bytes) -> Any:
     """The value of a JSON document. Raises RequestValidationError, which says where it fails."""
     try:
-        return json.loads(body, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(body, parse_constant=_refuse, parse_float=_finite)
+        if b"\\u" in body or b"\xed" in body:  # else it can hold no half of a character
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise _invalid("half of a surrogate pair is no character") from error
     except RecursionError as error:
         raise _invalid("nested too deeply") from error
     except json.JSONDecodeError as error:

@@ -84,7 +84,13 @@ class ModelService:
 
     def get(self, caller: Principal, model_id: str) -> Model:
         """Raises NotFound."""
-        return caller.own(self._records.get(Model, model_id))
+        try:
+            return caller.own(self._records.get(Model, model_id))
+        except NotFound as absent:
+            raise NotFound(
+                f"You have no model with the id '{model_id}'. GET /models lists yours.",
+                "model_not_found",
+            ) from absent
 
     def page(
         self,
@@ -175,12 +181,12 @@ class ModelService:
     def reconcile(self, model: Model) -> None:
         """End what was never finished; find out about what has been silent."""
         if model.state is ModelState.INITIAL:
-            hours = UPLOAD_DEADLINE_SECONDS // 3600
+            arrived = f": {self._uploads.told(model.files)}" if model.files else ""
             self._end(
                 model,
                 ModelState.FAILED,
-                f"Its upload was not finished with status Creating within {hours} hours: "
-                f"{self._uploads.told(model.files)}. Start it again.",
+                f"It was not made (PUT /model with status Creating) within "
+                f"{UPLOAD_DEADLINE_SECONDS // 3600} hours{arrived}. Start it again.",
             )
             return
         if not model.compute_name:

@@ -111,7 +111,13 @@ class TrainingService:
 
     def get(self, caller: Principal, job_id: str) -> TrainJob:
         """Raises NotFound."""
-        return caller.own(self._records.get(TrainJob, job_id))
+        try:
+            return caller.own(self._records.get(TrainJob, job_id))
+        except NotFound as absent:
+            raise NotFound(
+                f"You have no training job with the id '{job_id}'. GET /trains lists yours.",
+                "train_job_not_found",
+            ) from absent
 
     def page(
         self,
