@@ -249,8 +249,16 @@ def test_the_same_model_asked_for_twice_is_one(world: World) -> None:
         world.new_model(NewFile("b.safetensors", 1), key="k")
     request = NewModel("dog", KIND, (NewFile("v1-5.safetensors", 1),), "", {"is_512": True})
     (upload,) = world.services.models.create(ME, request, "k")[1]
-    assert [part["PartNumber"] for part in upload.urls["parts"]] == [1]
-    world.services.models.give_up(first)
+    assert ([part["PartNumber"] for part in upload.urls["parts"]], upload.arrived) == ([1], [])
+    tags = world.tags(first)
+    (upload,) = world.services.models.create(ME, request, "k")[1]
+    assert (upload.urls["parts"], [part.number for part in upload.arrived]) == ([], [1])
+    world.training.refusal = Conflict("no quota")
+    with pytest.raises(Conflict):
+        world.services.models.make(first, tags)
+    (upload,) = world.services.models.create(ME, request, "k")[1]
+    assert (upload.urls["parts"], upload.arrived) == ([], []), "it is an object by now"
+    world.services.models.give_up(world.model(first))
     assert world.services.models.create(ME, request, "k")[1] == []
 
 

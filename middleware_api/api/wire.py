@@ -360,7 +360,7 @@ class DatasetStateBody(BaseModel):
     """Enable a data set, or disable it."""
 
     dataset_name: Name
-    status: Literal["Enabled", "Disabled"]
+    status: Annotated[Literal["Enabled", "Disabled"], BeforeValidator(_first_alternative)]
 
 
 class MergeBody(BaseModel):

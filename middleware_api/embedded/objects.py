@@ -242,8 +242,9 @@ def _chosen_parts(folder: Path, arrived: list[StoredPart], tags: list[PartTag]) 
         part = etags.get(tag["PartNumber"])
         if part is None:
             raise Conflict(
-                f"Part {tag['PartNumber']} has not arrived. GET /checkpoint/<id>/upload tells "
-                "which are missing, with fresh URLs.",
+                f"Part {tag['PartNumber']} has not arrived. Fresh URLs for what is missing come "
+                "from GET /checkpoint/<id>/upload, or for a model from POST /model with the "
+                "Idempotency-Key of the first time.",
                 "parts_missing",
             )
         if part.etag != tag["ETag"].strip('"'):
