@@ -272,7 +272,8 @@ class ModelStateBody(BaseModel):
     multi_parts_tags: Tags = {}
 
 
-Locations = Annotated[list[str], Field(max_length=100)]
+Location = Annotated[str, Field(pattern="^(s3://[^/]*/dataset/[^/]*/?)?$")]
+Locations = Annotated[list[Location], Field(max_length=100)]
 
 
 class TrainingParams(BaseModel):

@@ -26,7 +26,16 @@ def known(server: Server) -> dict[str, list[str]]:
     job_id = server.submit(
         task_type="txt2img", models={"Stable-diffusion": ["fuzz.safetensors"]}, prompt="x"
     )
+    source = {"model_type": "Stable-diffusion", "name": "fuzz", "checkpoint_id": checkpoint_id}
+    model_id = server.client.post("/model", json=source).json()["job"]["id"]
+    training = {"train_type": "Stable-diffusion", "model_id": model_id, "params": {}}
+    train_job_id = server.client.post("/train", json=training).json()["job"]["id"]
+    content = [{"filename": "one.png", "name": "one.png", "type": "png"}]
+    server.client.post("/dataset", json={"dataset_name": "fuzz", "content": content})
     return {
+        "model_id": [model_id],
+        "train_job_id": [train_job_id],
+        "dataset_name": ["fuzz"],
         "id": [checkpoint_id],
         "checkpoint_id": [checkpoint_id],
         "jobID": [job_id, endpoint["EndpointDeploymentJobId"]],

@@ -39,6 +39,11 @@ def map_path_parameters(_context: Any, path_parameters: Any) -> Any:
 
 
 @schemathesis.hook
+def map_body(_context: Any, body: Any) -> Any:
+    return _with_known(body)
+
+
+@schemathesis.hook
 def filter_query(_context: Any, query: Any) -> bool:
     """A cursor is what a page before gave."""
     return "cursor" not in (query or {})
