@@ -1,5 +1,6 @@
-# Two environments: .venv for the middleware, the engine and their tests; .venv-webui with the
-# WebUI's own pins for the extension. Both are made on first use and again when pins change.
+# Environments, made on first use and again when pins change: .venv for the middleware, the engine
+# and their tests; .venv-webui with the WebUI's own pins for the extension; .venv-deploy for putting
+# the middleware on AWS; .venv-emulator for trying that without AWS.
 
 PYTHON ?= $(firstword $(foreach v,3.11 3.10 3.12,$(if $(filter 0,$(shell python$(v) -c 'import ensurepip' >/dev/null 2>&1; echo $$?)),python$(v))))
 ifeq ($(PYTHON),)
@@ -13,7 +14,8 @@ PIP_TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz python clean
+.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-deploy deploy \
+	undeploy python clean
 
 demo: .venv/ready
 	.venv/bin/python -m middleware_api.demo
@@ -34,6 +36,7 @@ test-extension: .venv/ready .venv-webui/ready
 
 docs: .venv/ready
 	.venv/bin/python -m middleware_api.api.reference
+	.venv/bin/python -m middleware_api.deploy.routes
 
 check: .venv/ready .venv-webui/ready
 	.venv/bin/ruff check .
@@ -47,10 +50,41 @@ check-fuzz: .venv/ready
 	.venv/bin/python -m pip install -q --group fuzz
 	.venv/bin/python -m tests.fuzz --examples 100
 
+# Put the middleware into the AWS account that the AWS CLI's configuration names, or update it.
+#   make deploy REGION=eu-central-1 NAME=sdaws SET="AlarmEmail=me@example.org ThrottleRate=100"
+deploy: .venv-deploy/ready
+	.venv-deploy/bin/python -m middleware_api.deploy deploy $(DEPLOYMENT) $(SET:%=--set %)
+
+# The bucket with the weights and pictures stays, unless: make undeploy DELETE_BUCKET=yes
+undeploy: .venv-deploy/ready
+	.venv-deploy/bin/python -m middleware_api.deploy undeploy $(DEPLOYMENT) $(if $(filter yes,$(DELETE_BUCKET)),--delete-bucket)
+
+DEPLOYMENT = $(if $(NAME),--name $(NAME)) $(if $(REGION),--region $(REGION))
+
+# The template linted, deployed into an emulator and called there; not part of `make test`.
+check-deploy: .venv/ready .venv-deploy/ready .venv-emulator/ready
+	.venv-emulator/bin/cfn-lint middleware_api/deploy/template.yaml
+	.venv/bin/python -m pytest -q -m deploy tests/deploy
+
+# The functions' own Python where there is one: then their modules are compiled ahead.
+DEPLOY_PYTHON ?= $(if $(filter 0,$(shell python3.12 -c 'import ensurepip' >/dev/null 2>&1; echo $$?)),python3.12,$(PYTHON))
+
+.venv-deploy/ready: pyproject.toml | python
+	$(DEPLOY_PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install -q --upgrade pip
+	.venv-deploy/bin/python -m pip install -q --group aws
+	touch $@
+
+.venv-emulator/ready: pyproject.toml | python
+	$(DEPLOY_PYTHON) -m venv .venv-emulator
+	.venv-emulator/bin/python -m pip install -q --upgrade pip
+	.venv-emulator/bin/python -m pip install -q --group deploy-check
+	touch $@
+
 .venv/ready: pyproject.toml | python
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q --upgrade pip
-	.venv/bin/python -m pip install -q $(PIP_TORCH) --group middleware --group engine --group extension --group test --group check
+	.venv/bin/python -m pip install -q $(PIP_TORCH) --group middleware --group aws --group engine --group extension --group test --group check
 	touch $@
 
 .venv-webui/ready: pyproject.toml | python
@@ -63,4 +97,4 @@ python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with venv is needed and was not found. Install one, or name it: make demo PYTHON=/path/to/python3.11"; exit 1; }
 
 clean:
-	rm -rf .venv .venv-webui var demo-output
+	rm -rf .venv .venv-webui .venv-deploy .venv-emulator var demo-output
