@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from middleware_api.contract import PAGE_MAX, EndpointState
 from middleware_api.embedded.database import Database
 from middleware_api.embedded.endpoints import ProcessEndpoints
+from middleware_api.embedded.imports import ThreadImports
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.records import SqliteRecords
 from middleware_api.embedded.training import NoTrainingJobs
 from middleware_api.embedded.worker import WorkerSettings
-from middleware_api.ports import Endpoints, Objects, Records, TrainingJobs
+from middleware_api.fetching import Fetcher, FetchPolicy
+from middleware_api.ports import Endpoints, Imports, Objects, Records, TrainingJobs
 from middleware_api.records import Endpoint
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.events import EventHandlers, Services, reconcile
+from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
@@ -45,12 +48,17 @@ def make_services(
     objects: Objects,
     endpoints: Endpoints,
     training_jobs: TrainingJobs,
+    imports: Imports,
+    fetcher: Fetcher,
     admin_token: str,
     clock: Callable[[], float],
 ) -> Services:
     """The services over any set of adapters."""
     access_service = AccessService(records, admin_token, clock, new_id)
     checkpoint_service = CheckpointService(records, objects, clock, new_id)
+    import_service = ImportService(
+        records, objects, imports, fetcher, checkpoint_service, clock, new_id
+    )
     endpoint_service = EndpointService(records, endpoints, clock, new_id)
     inference_service = InferenceService(
         records,
@@ -79,6 +87,7 @@ def make_services(
         inference=inference_service,
         endpoints=endpoint_service,
         checkpoints=checkpoint_service,
+        imports=import_service,
         datasets=dataset_service,
         models=model_service,
         training=training_service,
@@ -96,6 +105,7 @@ class Embedded:
     database: Database
     queue: JobQueue
     endpoints: ProcessEndpoints
+    imports: ThreadImports
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _reconciler: threading.Thread | None = field(default=None, init=False)
 
@@ -103,6 +113,8 @@ class Embedded:
         """Take up what the last server left, and look after it from now on."""
         self.queue.recover()
         self._resume_endpoints()
+        self.imports.start()
+        self.services.imports.recover()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconciler")
         self._reconciler.start()
 
@@ -113,6 +125,7 @@ class Embedded:
         self._stopping.set()
         if self._reconciler is not None:
             self._reconciler.join()
+        self.imports.stop()
         self.endpoints.stop()
         self.database.close()
 
@@ -158,8 +171,17 @@ def embedded(settings: Settings, base_url: str) -> Embedded:
         return WorkerSettings(objects.root, threads, job_seconds=settings.job_seconds)
 
     endpoints = ProcessEndpoints(queue, worker_settings)
+    imports = ThreadImports()
     services = make_services(
-        records, objects, endpoints, NoTrainingJobs(), settings.api_token, time.time
+        records,
+        objects,
+        endpoints,
+        NoTrainingJobs(),
+        imports,
+        Fetcher(FetchPolicy(settings.import_hosts, settings.import_max_bytes)),
+        settings.api_token,
+        time.time,
     )
     endpoints.tell(EventHandlers(services))
-    return Embedded(services, objects, records, database, queue, endpoints)
+    imports.tell(services.imports.go_on)
+    return Embedded(services, objects, records, database, queue, endpoints, imports)

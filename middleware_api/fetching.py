@@ -282,6 +282,11 @@ def parse_url(text: str) -> httpx.URL:
     return _permitted(url)
 
 
+def shown_url(text: str) -> str:
+    """Of a URL that may be fetched, what may be shown to everybody. Raises UrlRefused."""
+    return _shown(parse_url(text))
+
+
 @contextmanager
 def _explained(url: httpx.URL, patience: Patience) -> Iterator[None]:
     """Says a fault of the network in the caller's words."""

@@ -249,6 +249,16 @@ class TrainingJobs(Protocol):
         a day after its end: until then the reconciler has asked."""
 
 
+class Imports(Protocol):
+    """Where imports of checkpoints run: outside of any request."""
+
+    def begin(self, checkpoint_id: str) -> None:
+        """Have `ImportService.go_on` called soon, until it says that there is nothing to do.
+
+        The same import again, while it waits or runs, changes nothing.
+        """
+
+
 @dataclass(frozen=True)
 class InvocationFinished:
     """An instance has answered, or never will. Exactly one of `result` and `failure` is set."""

@@ -131,8 +131,32 @@ class CheckpointFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportSource:
+    """Where one file of an imported checkpoint comes from, and how far it has come.
+
+    The query of `url` may hold a token: `shown_url` is what people see, and `url` is empty once
+    the import has ended. `name`, `size` (bytes) and `validator` are the host's words; `name` is
+    empty until it was asked. `received` counts bytes, `failures` the tries since a part was last
+    stored, `restarts` how often stored parts were of no more use.
+    """
+
+    url: str = field(repr=False)
+    shown_url: str
+    name: str = ""
+    size: int | None = None
+    validator: str | None = None
+    received: int = 0
+    failures: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
-    """An uploaded weights file (or several that belong together)."""
+    """A weights file (or several that belong together), uploaded or imported.
+
+    An imported one has a source for each file, in the same order, and no files until all hosts
+    have told their names. Until `leased_until` one runner has the import, and nobody else.
+    """
 
     KIND: ClassVar[str] = "checkpoint"
 
@@ -140,6 +164,8 @@ class Checkpoint(Record):
     state: CheckpointState
     files: tuple[CheckpointFile, ...]
     params: dict[str, object] = field(default_factory=dict)
+    sources: tuple[ImportSource, ...] = ()
+    leased_until: float = 0.0
     error: str = ""
 
     @property

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from middleware_api.services.imports import FILE_MAX_BYTES
+
 TOKEN_MIN_LENGTH = 20
+IMPORT_MAX_BYTES = 32 * 1024**3
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class SettingsError(Exception):
@@ -21,7 +26,8 @@ class Settings:
     """What `python -m middleware_api serve` runs with.
 
     `token_path` is where the token was read from or written to; None when it came from the
-    environment. `port` 0 picks a free one.
+    environment. `port` 0 picks a free one. Checkpoints may be imported from public hosts and from
+    `import_hosts`, wherever those are, in files of up to `import_max_bytes`.
     """
 
     host: str
@@ -30,6 +36,8 @@ class Settings:
     api_token: str
     token_path: Path | None
     job_seconds: float
+    import_hosts: frozenset[str] = frozenset()
+    import_max_bytes: int = IMPORT_MAX_BYTES
 
     @property
     def signing_key_path(self) -> Path:
@@ -74,6 +82,13 @@ def read_settings(environment: Mapping[str, str], **options: str | None) -> Sett
         api_token=token,
         token_path=token_path,
         job_seconds=float(_number("SDAWS_JOB_SECONDS", value("job_seconds", "3600"), 1, 86400)),
+        import_hosts=_hosts("SDAWS_IMPORT_HOSTS", value("import_hosts", "")),
+        import_max_bytes=_number(
+            "SDAWS_IMPORT_MAX_BYTES",
+            value("import_max_bytes", str(IMPORT_MAX_BYTES)),
+            1,
+            FILE_MAX_BYTES,
+        ),
     )
 
 
@@ -112,3 +127,22 @@ def _number(name: str, text: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise SettingsError(f"{name} must be from {least} to {most}, not {number}.")
     return number
+
+
+def _hosts(name: str, text: str) -> frozenset[str]:
+    hosts = frozenset(host.strip().lower() for host in text.split(",") if host.strip())
+    for host in sorted(hosts):
+        if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+            raise SettingsError(
+                f"{name} lists host names or addresses, with commas between them and without "
+                f"scheme, port or path; '{host}' is none."
+            )
+    return hosts
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

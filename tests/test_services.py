@@ -36,6 +36,7 @@ from middleware_api.errors import (
     QuotaExceeded,
     ServiceError,
 )
+from middleware_api.fetching import Fetcher, FetchPolicy
 from middleware_api.ports import EndpointChanged, EndpointStatus, InvocationFinished
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob
 from middleware_api.services.access import ADMIN, Principal
@@ -49,6 +50,7 @@ MIB = 1024 * 1024
 ADMIN_TOKEN = "the deployment's own token"
 
 
+NO_FETCHER = Fetcher(FetchPolicy(frozenset(), max_bytes=0))
 ME = Principal("me", frozenset({Scope.INFER, Scope.MODELS}))
 OTHER = Principal("other", ME.scopes)
 
@@ -90,18 +92,36 @@ class PretendEndpoints:
         return False
 
 
+@dataclass
+class PretendImports:
+    """Remembers which imports were to be gone on with."""
+
+    begun: list[str] = field(default_factory=list)
+
+    def begin(self, checkpoint_id: str) -> None:
+        self.begun.append(checkpoint_id)
+
+
 class World:
     """The services over those parts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fetcher: Fetcher = NO_FETCHER) -> None:
         self.now = 1_000_000.0
         self.database = Database(folder / "records.sqlite3")
         self.records = SqliteRecords(self.database, self.clock)
         self.objects = FolderObjects(folder, b"key", "http://store.test", self.clock)
         self.compute = PretendEndpoints()
         self.training = PretendTrainingJobs()
+        self.imports = PretendImports()
         self.services = make_services(
-            self.records, self.objects, self.compute, self.training, ADMIN_TOKEN, self.clock
+            self.records,
+            self.objects,
+            self.compute,
+            self.training,
+            self.imports,
+            fetcher,
+            ADMIN_TOKEN,
+            self.clock,
         )
         self.events = EventHandlers(self.services)
 

@@ -24,6 +24,7 @@ from middleware_api.services.events import EventHandlers
 from middleware_api.settings import Settings
 from tests.pretend_training import PretendTrainingJobs
 from tests.server import Server
+from tests.test_services import NO_FETCHER
 
 KIND = "Stable-diffusion"
 ADMIN_TOKEN = "the deployment's own token"
@@ -98,6 +99,8 @@ def rehearsal(tmp_path: Path) -> Iterator[Rehearsal]:
         middleware.objects,
         middleware.endpoints,
         training,
+        middleware.imports,
+        NO_FETCHER,
         ADMIN_TOKEN,
         time.time,
     )

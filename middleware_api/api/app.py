@@ -63,7 +63,7 @@ def create_app(middleware: Embedded, stopping: Callable[[], bool] = lambda: Fals
         inference_router(services.inference, services.training, middleware.objects),
         event_router(services.inference, stopping),
         endpoint_router(services.endpoints),
-        checkpoint_router(services.checkpoints, middleware.objects),
+        checkpoint_router(services.checkpoints, services.imports, middleware.objects),
         weights_router(services.checkpoints, middleware.objects),
         model_router(services.models, middleware.objects),
         train_router(services.training, middleware.objects),

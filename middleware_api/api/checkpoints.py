@@ -1,8 +1,8 @@
-"""Rows 20, 20b, 21 and 22: checkpoints."""
+"""Rows 20, 20b, 21, 22 and 30: checkpoints."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Query, Response
@@ -12,6 +12,7 @@ from middleware_api.api.common import (
     DEFAULT_LIMIT,
     Caller,
     Cursor,
+    IdempotencyKey,
     Limit,
     errors,
     file_upload,
@@ -27,23 +28,36 @@ from middleware_api.api.wire import (
     CheckpointStateBody,
     CheckpointSummary,
     CheckpointUploadAnswer,
+    ImportBody,
     MessageAnswer,
+    time_text,
 )
-from middleware_api.contract import CheckpointState, CheckpointType, PartTag, Scope
+from middleware_api.contract import (
+    CheckpointState,
+    CheckpointType,
+    PartTag,
+    Scope,
+    checkpoint_key,
+)
 from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.records import Checkpoint
 from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.imports import ImportService, progress
 from middleware_api.services.uploads import NewFile
 
 
-def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter:
-    """The routes over one service."""
+def checkpoint_router(
+    service: CheckpointService, imports: ImportService, objects: Objects
+) -> APIRouter:
+    """The routes over the two services that make checkpoints."""
     router = APIRouter(route_class=StrictRoute, tags=["checkpoints"])
 
     def location(checkpoint: Checkpoint) -> str:
-        folder = checkpoint.files[0].key.rpartition("/")[0]
-        return f"s3://{objects.bucket}/{folder}"
+        keys = [file.key for file in checkpoint.files]
+        # An import has no files until their hosts have told the names.
+        key = keys[0] if keys else checkpoint_key(checkpoint.type, checkpoint.id, "")
+        return f"s3://{objects.bucket}/{key.rpartition('/')[0]}"
 
     def summary(checkpoint: Checkpoint) -> CheckpointSummary:
         return CheckpointSummary(
@@ -51,7 +65,9 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
             type=checkpoint.type,
             s3_location=location(checkpoint),
             status=checkpoint.state,
-            params=checkpoint.params,
+            params=_shown_params(checkpoint),
+            sources=[source.shown_url for source in checkpoint.sources],
+            progress=progress(checkpoint),
             error=checkpoint.error,
         )
 
@@ -63,9 +79,11 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
             status=checkpoint.state,
             name=[file.name for file in checkpoint.files],
             created=checkpoint.created_at,
-            params=checkpoint.params,
+            params=_shown_params(checkpoint),
             size=sum(file.size or 0 for file in checkpoint.files),
             sha256=[file.sha256 for file in checkpoint.files],
+            sources=[source.shown_url for source in checkpoint.sources],
+            progress=progress(checkpoint),
             error=checkpoint.error,
         )
 
@@ -83,6 +101,18 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
         return CheckpointUploadAnswer(
             checkpoint=summary(checkpoint), s3PresignUrl=[file_upload(u) for u in uploads]
         )
+
+    @router.post("/upload_checkpoint", **needs(Scope.MODELS, 409))
+    async def import_checkpoint(
+        principal: Caller, body: ImportBody, idempotency_key: IdempotencyKey = None
+    ) -> CheckpointAnswer:
+        """Begin to fetch weights files from their URLs, as one checkpoint."""
+        if len(set(body.modelUrl)) < len(body.modelUrl):
+            raise InvalidRequest("the same URL twice", ("body", "modelUrl"))
+        checkpoint = imports.create(
+            principal, body.checkpointType, body.modelUrl, body.params, idempotency_key
+        )
+        return CheckpointAnswer(checkpoint=summary(checkpoint))
 
     @router.get("/checkpoint", responses=errors(404))
     async def get_checkpoint(checkpoint_id: Annotated[str, Query(alias="id")]) -> CheckpointAnswer:
@@ -139,6 +169,17 @@ def checkpoint_router(service: CheckpointService, objects: Objects) -> APIRouter
         )
 
     return router
+
+
+def _shown_params(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The caller's own words; those on an import are joined by what the contract has there."""
+    if not checkpoint.sources:
+        return checkpoint.params
+    return {
+        "created": time_text(checkpoint.created_at),
+        "multipart_upload": {file.name: None for file in checkpoint.files},
+        **checkpoint.params,
+    }
 
 
 def _tags(body: CheckpointStateBody) -> dict[str, list[PartTag]]:

@@ -47,6 +47,11 @@ from middleware_api.contract import (
     TrainState,
     is_valid_name,
 )
+from middleware_api.fetching import UrlRefused, parse_url
+
+# So many URLs of this length still fit into one record of a store that bounds them (400 KB).
+IMPORT_FILES_MAX = 20
+URL_MAX_LENGTH = 4096
 
 NAME_RULE = (
     "a name may have letters, digits, space and ._-()+[], no leading dot, no space at either "
@@ -75,6 +80,14 @@ def _prompt(value: str) -> str:
     return value
 
 
+def _source_url(value: str) -> str:
+    try:
+        parse_url(value)
+    except UrlRefused as refusal:
+        raise ValueError(refusal.message) from refusal
+    return value
+
+
 def _one_stable_diffusion(
     models: dict[CheckpointType, list[str]],
 ) -> dict[CheckpointType, list[str]]:
@@ -88,6 +101,12 @@ def _one_stable_diffusion(
 _NAME_SCHEMA = {"type": "string", "pattern": NAME_SCHEMA_PATTERN, "maxLength": NAME_MAX_BYTES}
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema(_NAME_SCHEMA)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
+SourceUrl = Annotated[
+    str,
+    Field(max_length=URL_MAX_LENGTH),
+    AfterValidator(_source_url),
+    WithJsonSchema({"type": "string", "pattern": "^https?://[^/]", "maxLength": URL_MAX_LENGTH}),
+]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Models = Annotated[
     dict[CheckpointType, list[Name]],
@@ -227,6 +246,14 @@ class CheckpointBody(BaseModel):
 
     checkpoint_type: CheckpointType
     filenames: list[CheckpointFileBody] = Field(min_length=1, max_length=100)
+    params: dict[str, Any] = {}
+
+
+class ImportBody(BaseModel):
+    """Weights files for the server to fetch; several are the files of one checkpoint."""
+
+    checkpointType: Kind
+    modelUrl: list[SourceUrl] = Field(min_length=1, max_length=IMPORT_FILES_MAX)
     params: dict[str, Any] = {}
 
 
@@ -464,13 +491,19 @@ class EndpointAnswer(BaseModel):
 
 
 class CheckpointSummary(BaseModel):
-    """A checkpoint in short."""
+    """A checkpoint in short.
+
+    `sources` are the URLs that it is imported from, without their queries; `progress` is 0..1 of
+    such an import, null for an upload or where a host does not tell its file's size.
+    """
 
     id: str
     type: CheckpointType
     s3_location: str
     status: CheckpointState
     params: dict[str, Any]
+    sources: list[str]
+    progress: float | None
     error: str
 
 
@@ -508,7 +541,10 @@ class CheckpointUploadAnswer(CheckpointAnswer):
 
 
 class CheckpointListItem(BaseModel):
-    """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files."""
+    """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files.
+
+    `sources` and `progress` as in CheckpointSummary.
+    """
 
     id: str
     s3Location: str
@@ -519,6 +555,8 @@ class CheckpointListItem(BaseModel):
     params: dict[str, Any]
     size: int
     sha256: list[str | None]
+    sources: list[str]
+    progress: float | None
     error: str
 
 

@@ -13,7 +13,7 @@ from middleware_api.contract import (
     PartTag,
     checkpoint_key,
 )
-from middleware_api.errors import Conflict, ContentDiffers, NotFound
+from middleware_api.errors import Conflict, ContentDiffers, NotFound, StaleRecord
 from middleware_api.ports import Objects, Page, Records
 from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
 from middleware_api.services.access import Principal
@@ -134,12 +134,18 @@ class CheckpointService:
 
     def delete(self, checkpoint: Checkpoint) -> None:
         """Forget a checkpoint and its bytes; jobs that have not begun with it will fail."""
+        if checkpoint.sources and checkpoint.state is CheckpointState.INITIAL:
+            checkpoint = self._give_up(checkpoint)  # or its runner would go on for a while
         self._hide(checkpoint)
-        self._uploads.abort(checkpoint.files)
         # The record goes last: a deletion that was cut short can be asked for again.
+        self.forget_bytes(checkpoint)
+        self._records.remove(checkpoint)
+
+    def forget_bytes(self, checkpoint: Checkpoint) -> None:
+        """Delete what has arrived of its files; again is no error."""
+        self._uploads.abort(checkpoint.files)
         for file in checkpoint.files:
             self._objects.delete_all(file.key.rpartition("/")[0] + "/")
-        self._records.remove(checkpoint)
 
     def missing_parts(self, checkpoint: Checkpoint) -> list[Upload]:
         """Fresh URLs for what has not arrived, file by file."""
@@ -149,6 +155,7 @@ class CheckpointService:
                 "upload. Only a checkpoint in state Initial takes parts.",
                 "not_uploading",
             )
+        _require_upload(checkpoint)
         return self._uploads.missing_parts(checkpoint.files)
 
     def complete(self, checkpoint: Checkpoint, tags: dict[str, list[PartTag]]) -> Checkpoint:
@@ -156,43 +163,51 @@ class CheckpointService:
         if checkpoint.state is CheckpointState.ACTIVE:
             return checkpoint  # the caller did not hear our first answer
         self._require(checkpoint, CheckpointState.ACTIVE)
+        _require_upload(checkpoint)
         by_file = tags_by_file(f"Checkpoint '{checkpoint.id}'", checkpoint.files, tags)
         try:
             for files in self._uploads.complete(checkpoint.files, by_file):
                 checkpoint = self._records.update(replace(checkpoint, files=files))
         except ContentDiffers as fault:
-            self._records.update(
-                replace(
-                    checkpoint, state=CheckpointState.FAILED, error=fault.message, check_at=None
-                )
-            )
+            self.fail(checkpoint, fault.message)
             raise
+        return self.activate(checkpoint)
+
+    def activate(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Let requests name a checkpoint whose files are all in place."""
         active = self._records.update(
-            replace(checkpoint, state=CheckpointState.ACTIVE, check_at=None)
+            replace(_ended(checkpoint), state=CheckpointState.ACTIVE, error="")
         )
         self._make_findable(active)
         return active
+
+    def fail(self, checkpoint: Checkpoint, reason: str) -> Checkpoint:
+        """End an upload or import that comes to nothing; what has arrived of it goes."""
+        failed = self._records.update(
+            replace(_ended(checkpoint), state=CheckpointState.FAILED, error=reason)
+        )
+        self.forget_bytes(failed)
+        return failed
 
     def set_state(self, checkpoint: Checkpoint, state: CheckpointState) -> Checkpoint:
         """Disable, enable again, or give an upload up."""
         if checkpoint.state is state:
             return checkpoint
         if checkpoint.state is CheckpointState.INITIAL and state is CheckpointState.ACTIVE:
+            _require_upload(checkpoint)
             raise Conflict(
                 f"Checkpoint '{checkpoint.id}' is still uploading. Send multi_parts_tags with "
                 f"the ETags of its parts: {', '.join(f.name for f in checkpoint.files)}.",
                 "parts_missing",
             )
-        self._require(checkpoint, state)
-        error = "The upload was given up by its owner." if state is CheckpointState.FAILED else ""
-        changed = self._records.update(replace(checkpoint, state=state, error=error, check_at=None))
         if state is CheckpointState.FAILED:
-            self._uploads.abort(changed.files)
+            return self._give_up(checkpoint)
+        self._require(checkpoint, state)
         if state is CheckpointState.ACTIVE:
-            self._make_findable(changed)
-        else:
-            self._hide(changed)
-        return changed
+            return self.activate(checkpoint)
+        disabled = self._records.update(replace(checkpoint, state=state))
+        self._hide(disabled)
+        return disabled
 
     def resolve(self, kind: CheckpointType, name: str) -> UsedCheckpoint:
         """The Active checkpoint of that name; the newest when there are several.
@@ -220,16 +235,19 @@ class CheckpointService:
     def expire(self, checkpoint: Checkpoint) -> None:
         """End an upload whose deadline has passed."""
         hours = UPLOAD_DEADLINE_SECONDS // 3600
-        failed = self._records.update(
-            replace(
-                checkpoint,
-                state=CheckpointState.FAILED,
-                check_at=None,
-                error=f"The upload was not finished within {hours} hours: "
-                f"{self._uploads.told(checkpoint.files)}. Start it again.",
-            )
+        self.fail(
+            checkpoint,
+            f"The upload was not finished within {hours} hours: "
+            f"{self._uploads.told(checkpoint.files)}. Start it again.",
         )
-        self._uploads.abort(failed.files)
+
+    def _give_up(self, checkpoint: Checkpoint) -> Checkpoint:
+        what = "import" if checkpoint.sources else "upload"
+        while True:
+            self._require(checkpoint, CheckpointState.FAILED)
+            with suppress(StaleRecord):  # its runner has noted progress meanwhile
+                return self.fail(checkpoint, f"The {what} was given up by its owner.")
+            checkpoint = self.get(checkpoint.id)
 
     def _same_content(
         self, owner: str, kind: CheckpointType, files: list[NewFile]
@@ -273,6 +291,21 @@ class CheckpointService:
                 f"{state.value}; from here it can become: {', '.join(allowed) or 'nothing'}.",
                 "state_not_allowed",
             )
+
+
+def _require_upload(checkpoint: Checkpoint) -> None:
+    if checkpoint.sources and checkpoint.state is CheckpointState.INITIAL:
+        raise Conflict(
+            f"Checkpoint '{checkpoint.id}' is being imported: the server fetches its files itself, "
+            "and makes it Active at the end. GET /checkpoint tells how far it is.",
+            "importing",
+        )
+
+
+def _ended(checkpoint: Checkpoint) -> Checkpoint:
+    """Nobody runs it or looks after it any more, and the tokens in its URLs are forgotten."""
+    sources = tuple(replace(source, url="") for source in checkpoint.sources)
+    return replace(checkpoint, check_at=None, leased_until=0.0, sources=sources)
 
 
 def _name_key(kind: CheckpointType, name: str) -> str:

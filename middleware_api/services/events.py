@@ -20,6 +20,7 @@ from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
+from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
@@ -38,6 +39,7 @@ class Services:
     inference: InferenceService
     endpoints: EndpointService
     checkpoints: CheckpointService
+    imports: ImportService
     datasets: DatasetService
     models: ModelService
     training: TrainingService
@@ -88,7 +90,10 @@ def reconcile(services: Services, records: Records, clock: Callable[[], float]) 
     for endpoint in records.due(Endpoint, now, _BATCH):
         _attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
-        _attempt(partial(services.checkpoints.expire, checkpoint))
+        if checkpoint.sources:
+            _attempt(partial(services.imports.reconcile, checkpoint))
+        else:
+            _attempt(partial(services.checkpoints.expire, checkpoint))
     for model in records.due(Model, now, _BATCH):
         _attempt(partial(services.models.reconcile, model))
     for train_job in records.due(TrainJob, now, _BATCH):
