@@ -64,6 +64,7 @@ DEPLOYMENT = $(if $(NAME),--name $(NAME)) $(if $(REGION),--region $(REGION))
 # The template linted, deployed into an emulator and called there; not part of `make test`.
 check-deploy: .venv/ready .venv-deploy/ready .venv-emulator/ready
 	.venv-emulator/bin/cfn-lint middleware_api/deploy/template.yaml
+	.venv-emulator/bin/hadolint middleware_api/container/Dockerfile
 	.venv/bin/python -m pytest -q -m deploy tests/deploy
 
 # The functions' own Python where there is one: then their modules are compiled ahead.

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parents[2]
 TEMPLATE = Path(__file__).parent / "template.yaml"
 
+# As template.yaml's Runtime and Architectures say.
 LAMBDA_PYTHON = (3, 12)
 LAMBDA_PLATFORM = "manylinux2014_x86_64"
 # pyproject.toml's groups that the functions need: the API and its adapters on AWS.
@@ -52,26 +53,22 @@ class PackageError(Exception):
     """The package cannot be made; the message says why."""
 
 
-def build_lambda_package(
-    folder: Path,
-    python: tuple[int, int] = LAMBDA_PYTHON,
-    platform: str = LAMBDA_PLATFORM,
-) -> Package:
+def build_lambda_package(folder: Path) -> Package:
     """Put the functions' code and their libraries into `folder`/lambda.zip.
 
-    Any Python can build it: pip fetches the wheels of `python` and `platform`. Raises
-    PackageError when pip cannot.
+    Any Python on any machine can build it: pip fetches the wheels for Lambda. Raises PackageError
+    when it cannot.
     """
     path = folder / "lambda.zip"
     with TemporaryDirectory() as work:
         site = Path(work)
-        _install(site, python, platform)
+        _install(site)
         for file in _lambda_modules():
             target = site / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
         _drop_traces_of_this_machine(site)
-        if sys.version_info[:2] == python:
+        if sys.version_info[:2] == LAMBDA_PYTHON:
             # The functions cannot write to their folder: without these files every cold start
             # compiles every module. Another Python cannot make them.
             compileall.compile_dir(
@@ -94,7 +91,7 @@ def build_image_sources(folder: Path) -> Package:
     return Package(path)
 
 
-def _install(site: Path, python: tuple[int, int], platform: str) -> None:
+def _install(site: Path) -> None:
     groups = [
         word
         for group in LAMBDA_GROUPS
@@ -103,8 +100,8 @@ def _install(site: Path, python: tuple[int, int], platform: str) -> None:
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
         *("--target", str(site), "--no-compile", "--only-binary", ":all:"),
-        *("--implementation", "cp", "--python-version", ".".join(map(str, python))),
-        *("--platform", platform),
+        *("--implementation", "cp", "--python-version", ".".join(map(str, LAMBDA_PYTHON))),
+        *("--platform", LAMBDA_PLATFORM),
         *groups,
     ]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
