@@ -441,7 +441,9 @@ def _in_parts(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
     for chunk in chunks:
         held += chunk
         while len(held) >= size:
-            yield bytes(held[:size])
+            with memoryview(held) as view, view[:size] as part:
+                content = bytes(part)
             del held[:size]
+            yield content
     if held:
         yield bytes(held)
