@@ -40,7 +40,7 @@ FILE_MAX_BYTES = PARTS_MAX * PART_BYTES
 DEADLINE_SECONDS = 24 * 3600
 # Longer than any single step takes: a host's patience, or the store's work on a whole file.
 LEASE_SECONDS = 300.0
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 2.0
 RECONCILE_SECONDS = 60.0
 
 FAILURES_ALLOWED = 5
