@@ -16,6 +16,7 @@ from middleware_api.deploy.package import (
     build_lambda_package,
 )
 from middleware_api.deploy.stack import Say, Stacks
+from middleware_api.deploy.sweep import Sweeper
 
 # Without a hyphen: 'NAME-' then begins the names of this deployment's things and of no other's.
 STACK_NAME = re.compile(r"[a-z][a-z0-9]{0,19}")
@@ -48,6 +49,7 @@ class Cloud:
         self._name = name
         self._say = say
         self._stacks = Stacks(session.client("cloudformation"), say, poll_seconds)
+        self._sweeper = Sweeper(session, name, say)
         self._s3 = session.client("s3")
 
     def deploy(self, parameters: Mapping[str, str]) -> None:
@@ -64,7 +66,7 @@ class Cloud:
             code = self._upload(bucket, "lambda", build_lambda_package(folder))
             sources = build_image_sources(folder)
             source_key = self._upload(bucket, "image", sources)
-        template_key = self._upload(bucket, "template", Package(TEMPLATE))
+        template_key = self._upload(bucket, "template", Package.of(TEMPLATE))
         self._stacks.deploy(
             self._name,
             f"{self._s3.meta.endpoint_url}/{bucket}/{template_key}",
@@ -90,8 +92,11 @@ class Cloud:
         if stack is None:
             self._say(f"There is no stack '{self._name}' in {self._session.region_name}.")
         else:
-            self._delete_endpoints()
+            self._sweeper.sweep()
             self._stacks.delete(self._name)
+            # Again, for what the service made while it was being deleted.
+            self._sweeper.sweep()
+            self._sweeper.sweep_traces()
             bucket = stack.outputs.get("Bucket")
             if bucket is not None and delete_bucket:
                 self._delete_bucket(bucket)
@@ -141,24 +146,19 @@ class Cloud:
         return {"ApiLogRole": "present" if account.get("cloudwatchRoleArn") else "create"}
 
     def _build_image(self, outputs: Mapping[str, str], tag: str) -> None:
-        ecr = self._session.client("ecr")
-        try:
-            ecr.describe_images(repositoryName=outputs["Repository"], imageIds=[{"imageTag": tag}])
-        except ecr.exceptions.ImageNotFoundException:
-            project = outputs["BuildProject"]
-            self._session.client("codebuild").start_build(projectName=project)
-            region = self._session.region_name
-            self._say(
-                f"\nThe inference image {tag} is being built (about 15 minutes); endpoints can be "
-                f"created once it is there. Watch it:\n"
-                f"  aws logs tail --follow --region {region} /aws/codebuild/{project}"
-            )
-        else:
+        found = self._session.client("ecr").batch_get_image(
+            repositoryName=outputs["Repository"], imageIds=[{"imageTag": tag}]
+        )
+        if found["images"]:
             self._say(f"\nThe inference image {tag} is there already.")
-
-    def _delete_endpoints(self) -> None:
-        """Endpoints are not the stack's, and cost money as long as they are there."""
-        raise NotImplementedError
+            return
+        project = outputs["BuildProject"]
+        self._session.client("codebuild").start_build(projectName=project)
+        self._say(
+            f"\nThe inference image {tag} is being built (about 15 minutes); endpoints can be "
+            "created once it is there. Watch it:\n  aws logs tail --follow --region "
+            f"{self._session.region_name} /aws/codebuild/{project}"
+        )
 
     def _delete_bucket(self, bucket: str) -> None:
         try:

@@ -39,14 +39,16 @@ _READABLE = 0o644 << 16  # Lambda runs as another user than the one that owns th
 
 @dataclass(frozen=True)
 class Package:
-    """A file that is uploaded under a name made of its contents."""
+    """A file that is uploaded under a name made of its contents: the first 16 hex digits of
+    their SHA-256."""
 
     path: Path
+    digest: str
 
-    @property
-    def digest(self) -> str:
-        """The first 16 hex digits of its SHA-256."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+    @staticmethod
+    def of(path: Path) -> Package:
+        """The file as it is now."""
+        return Package(path, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
 class PackageError(Exception):
@@ -78,7 +80,7 @@ def build_lambda_package(folder: Path) -> Package:
                 invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
             )
         _zip(path, site, (file for file in site.rglob("*") if file.is_file()))
-    return Package(path)
+    return Package.of(path)
 
 
 def build_image_sources(folder: Path) -> Package:
@@ -88,7 +90,7 @@ def build_image_sources(folder: Path) -> Package:
     for name in IMAGE_FOLDERS:
         files += _files(ROOT / name)
     _zip(path, ROOT, files)
-    return Package(path)
+    return Package.of(path)
 
 
 def _install(site: Path) -> None:

@@ -1,0 +1,136 @@
+"""The template says what the code says: routes, table, settings; and its roles are narrow.
+
+That it deploys and answers is told under tests/deploy.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from middleware_api.api.reference import service_description
+from middleware_api.deploy import package
+from middleware_api.deploy.routes import routes, with_routes
+from tests.cloudformation import (
+    TEMPLATE,
+    Json,
+    actions_of,
+    as_list,
+    load_template,
+    of_type,
+    policies,
+    statements_of,
+)
+
+# AWS has these act on no resource that could be named.
+WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken"}
+FUNCTION_ROLES = ("ApiRole", "EventRole")
+
+
+@pytest.fixture(scope="module")
+def template() -> Json:
+    return load_template()
+
+
+@pytest.fixture(scope="module")
+def description() -> Json:
+    return service_description()
+
+
+def test_every_route_of_the_service_is_a_route_of_the_gateway(
+    template: Json, description: Json
+) -> None:
+    paths = template["Resources"]["Api"]["Properties"]["DefinitionBody"]["paths"]
+    written = {path: sorted(set(methods) - {"parameters"}) for path, methods in paths.items()}
+    assert written == routes(description), "run `make docs`"
+
+
+def test_the_routes_are_written_as_the_generator_would(description: Json) -> None:
+    assert TEMPLATE.read_text() == with_routes(TEMPLATE.read_text(), description), "run `make docs`"
+
+
+def test_the_gateway_may_call_the_function_on_every_route(template: Json) -> None:
+    permission = of_type(template, "AWS::Lambda::Permission")["ApiPermission"]
+    assert permission["SourceArn"]["Fn::Sub"].endswith(":${Api}/prod/*")
+
+
+def test_no_role_may_do_everything(template: Json) -> None:
+    for holder, statements in policies(template).items():
+        for statement in statements:
+            assert statement["Effect"] == "Allow"
+            for action in as_list(statement["Action"]):
+                assert "*" not in action, (holder, action)
+            if "*" in as_list(statement["Resource"]):
+                assert set(as_list(statement["Action"])) <= WITHOUT_RESOURCE, (holder, statement)
+
+
+def test_functions_hand_on_only_the_containers_role_and_only_to_sagemaker(template: Json) -> None:
+    for role in FUNCTION_ROLES:
+        passing = [
+            s for s in statements_of(template, role) if "iam:PassRole" in as_list(s["Action"])
+        ]
+        assert [s["Resource"] for s in passing] == [{"Fn::GetAtt": ["EndpointRole", "Arn"]}]
+        assert passing[0]["Condition"] == {
+            "StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}
+        }
+
+
+def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template: Json) -> None:
+    services = {action.split(":")[0] for action in actions_of(template, "EndpointRole")}
+    assert services == {"s3", "sns", "ecr", "logs"}
+    writable = [
+        resource["Fn::Sub"]
+        for statement in statements_of(template, "EndpointRole")
+        if "s3:PutObject" in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    ]
+    assert writable == ["${Bucket.Arn}/out/*", "${Bucket.Arn}/sagemaker_output/*"]
+
+
+def test_an_event_is_not_handed_out_again_while_the_function_may_be_at_it(template: Json) -> None:
+    queue = template["Resources"]["EventsQueue"]["Properties"]
+    function = template["Resources"]["EventFunction"]["Properties"]
+    assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
+    assert function["Events"]["Queue"]["Properties"]["FunctionResponseTypes"] == [
+        "ReportBatchItemFailures"
+    ]
+    assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+
+
+def test_every_log_is_deleted_some_day(template: Json) -> None:
+    groups = of_type(template, "AWS::Logs::LogGroup")
+    assert all(group["RetentionInDays"] == {"Ref": "LogDays"} for group in groups.values())
+    for function in of_type(template, "AWS::Serverless::Function").values():
+        assert function["LoggingConfig"]["LogGroup"]["Ref"] in groups
+
+
+def test_the_access_log_holds_no_secret(template: Json) -> None:
+    line = template["Resources"]["Api"]["Properties"]["AccessLogSetting"]["Format"]
+    for word in ("header", "queryString", "body", "$context.path", "apiKey", "authorizer"):
+        assert word not in line
+
+
+def test_the_bucket_outlives_the_stack_and_is_nobody_elses(template: Json) -> None:
+    bucket = template["Resources"]["Bucket"]
+    assert bucket["DeletionPolicy"].startswith("Retain")
+    assert bucket["UpdateReplacePolicy"] == "Retain"
+    assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
+    rules = {rule["Id"]: rule for rule in bucket["Properties"]["LifecycleConfiguration"]["Rules"]}
+    assert rules["stale-uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+    assert rules["sagemaker-answers"]["Prefix"] == "sagemaker_output/"
+    assert "VersioningConfiguration" not in bucket["Properties"]
+
+
+def test_the_package_is_made_for_the_functions_runtime(template: Json) -> None:
+    function = template["Globals"]["Function"]
+    assert function["Runtime"] == "python" + ".".join(map(str, package.LAMBDA_PYTHON))
+    assert function["Architectures"] == [package.LAMBDA_PLATFORM.partition("_")[2]]
+
+
+def test_the_images_sources_are_what_its_build_asks_for(tmp_path: Path, template: Json) -> None:
+    names = zipfile.ZipFile(package.build_image_sources(tmp_path).path).namelist()
+    assert "middleware_api/container/Dockerfile" in names
+    build = of_type(template, "AWS::CodeBuild::Project")["ImageBuild"]
+    assert build["Source"]["BuildSpec"] in names
