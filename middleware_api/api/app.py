@@ -37,10 +37,13 @@ _CREDENTIALS = [
 ]
 
 
-def create_app(middleware: Embedded, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+def create_app(
+    middleware: Embedded, stopping: Callable[[], bool] | None = lambda: False
+) -> FastAPI:
     """The application of one embedded middleware, which lives as long as it does.
 
-    `stopping` tells when the server is about to end, so that streams end before it.
+    `stopping` tells when the server is about to end, so that streams end before it; None is a
+    server that holds no connection open, and streams nothing.
     """
 
     @asynccontextmanager

@@ -16,6 +16,7 @@ from middleware_api.api.body import StrictRoute
 from middleware_api.api.common import Caller, needs
 from middleware_api.api.inference import job_answer
 from middleware_api.contract import INFERENCE_FINAL, Scope
+from middleware_api.errors import NotAvailable, NotFound
 from middleware_api.services.access import Principal
 from middleware_api.services.inference import InferenceService
 
@@ -28,17 +29,25 @@ HEARTBEAT_SECONDS = 15.0
 _VOLATILE = {"eta_seconds", "preview_url"}
 
 
-def event_router(service: InferenceService, stopping: Callable[[], bool]) -> APIRouter:
-    """The route over one service; `stopping` tells when the server is about to end."""
+def event_router(service: InferenceService, stopping: Callable[[], bool] | None) -> APIRouter:
+    """The route over one service; `stopping` tells when the server is about to end.
+
+    It is None where the server cannot hold a connection (AWS Lambda): the route refuses then.
+    """
     router = APIRouter(route_class=StrictRoute, tags=["inference"])
 
-    async def events(principal: Principal, job_id: str) -> AsyncIterator[str]:
+    async def events(
+        principal: Principal, job_id: str, stopping: Callable[[], bool]
+    ) -> AsyncIterator[str]:
         told: object = None
         told_at = time.monotonic()
         while not stopping():
-            job = await to_thread.run_sync(service.get, principal, job_id)
+            try:
+                job = await to_thread.run_sync(service.get, principal, job_id)
+            except NotFound:  # deleted meanwhile: there is nothing more to tell
+                return
             answer = await to_thread.run_sync(job_answer, service, job)
-            news = answer.model_dump(exclude=_VOLATILE)
+            news = (answer.model_dump(exclude=_VOLATILE), answer.preview_url is None)
             if news != told:
                 told, told_at = news, time.monotonic()
                 yield f"event: job\ndata: {answer.model_dump_json()}\n\n"
@@ -52,13 +61,18 @@ def event_router(service: InferenceService, stopping: Callable[[], bool]) -> API
     @router.get(
         "/inference/v2/{job_id}/events",
         response_class=StreamingResponse,
-        **needs(Scope.INFER, 404),
+        **needs(Scope.INFER, 404, 501),
     )
     async def watch_inference(principal: Caller, job_id: str) -> StreamingResponse:
         """A job's state and progress as they change, until its end."""
         service.get(principal, job_id)
+        if stopping is None:
+            raise NotAvailable(
+                "This server cannot hold a connection open. Ask GET /inference/get-inference-job"
+                f"?jobID={job_id} now and then instead."
+            )
         return StreamingResponse(
-            events(principal, job_id),
+            events(principal, job_id, stopping),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
