@@ -23,6 +23,13 @@ ACCOUNT = "111122223333"
 # The emulator's own administrator; any other key needs a policy for what it does.
 ADMINISTRATOR = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
+# What moto stands in for, and the names by which boto3 finds it; the functions inherit them.
+ELSEWHERE = {
+    "sagemaker": "AWS_ENDPOINT_URL_SAGEMAKER",
+    "sagemaker-runtime": "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME",
+    "application-autoscaling": "AWS_ENDPOINT_URL_APPLICATION_AUTO_SCALING",
+}
+
 
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
@@ -40,12 +47,7 @@ class Emulator:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.url = f"http://127.0.0.1:{free_port()}"
         sagemaker = f"http://127.0.0.1:{free_port()}"
-        # The names by which boto3 finds a service elsewhere; the functions inherit them.
-        self._elsewhere = {
-            "AWS_ENDPOINT_URL_SAGEMAKER": sagemaker,
-            "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": sagemaker,
-            "AWS_ENDPOINT_URL_APPLICATION_AUTO_SCALING": sagemaker,
-        }
+        self._elsewhere = dict.fromkeys(ELSEWHERE.values(), sagemaker)
         self._start("moto.server", "--host=127.0.0.1", f"--port={_port(sagemaker)}")
         self._start(
             "ministack",
@@ -60,10 +62,9 @@ class Emulator:
 
     def client(self, service: str) -> Any:
         """A boto3 client of its administrator."""
-        variable = f"AWS_ENDPOINT_URL_{service.upper().replace('-', '_')}"
         return boto3.client(
             service,
-            endpoint_url=self._elsewhere.get(variable, self.url),
+            endpoint_url=self._elsewhere[ELSEWHERE[service]] if service in ELSEWHERE else self.url,
             region_name=REGION,
             aws_access_key_id=ADMINISTRATOR["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=ADMINISTRATOR["AWS_SECRET_ACCESS_KEY"],

@@ -80,3 +80,36 @@ def test_undeploy_keeps_the_users_bucket_unless_told(aws: Emulator) -> None:
     assert aws.run("undeploy", "--name", "passing", "--delete-bucket").returncode == 0
     assert buckets(aws) == before | {bucket}
     assert aws.run("undeploy", "--name", "passing").returncode == 0
+
+
+def test_undeploy_ends_what_costs_money_and_nobody_elses(aws: Emulator) -> None:
+    sagemaker, scaling = aws.client("sagemaker"), aws.client("application-autoscaling")
+    for name in ("passing-1", "passing2-1"):
+        sagemaker.create_model(ModelName=name, ExecutionRoleArn="arn:aws:iam::1:role/r")
+        sagemaker.create_endpoint_config(
+            EndpointConfigName=name,
+            ProductionVariants=[
+                {
+                    "VariantName": "all",
+                    "ModelName": name,
+                    "InstanceType": "ml.g4dn.xlarge",
+                    "InitialInstanceCount": 1,
+                }
+            ],
+        )
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+        scaling.register_scalable_target(
+            ServiceNamespace="sagemaker",
+            ResourceId=f"endpoint/{name}/variant/all",
+            ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+            MinCapacity=0,
+            MaxCapacity=1,
+        )
+    assert aws.run("deploy", "--name", "passing").returncode == 0
+    done = aws.run("undeploy", "--name", "passing", "--delete-bucket")
+    assert done.returncode == 0, done.stderr
+    assert "Deleting endpoint passing-1" in done.stdout
+    assert [e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"]] == ["passing2-1"]
+    assert [m["ModelName"] for m in sagemaker.list_models()["Models"]] == ["passing2-1"]
+    targets = scaling.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    assert [t["ResourceId"] for t in targets] == ["endpoint/passing2-1/variant/all"]
