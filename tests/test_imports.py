@@ -152,6 +152,7 @@ def test_an_import_becomes_a_checkpoint_that_requests_can_name(world: World) -> 
     assert world.outside.host.requests == []
     active = world.run(begun)
     assert (active.state, active.error, progress(active)) == (CheckpointState.ACTIVE, "", 1.0)
+    assert active.version < 10, "no write for every chunk"
     assert world.bytes_of(active) == [WEIGHTS]
     used = world.services.checkpoints.resolve(KIND, "model.safetensors")
     assert (used.key, used.size) == (active.files[0].key, len(WEIGHTS))
@@ -435,6 +436,16 @@ def test_giving_an_import_up_stops_its_transfer(world: World, is_deleted: bool) 
             world.now_of(begun)
     else:
         assert world.now_of(begun).error == "The import was given up by its owner."
+
+
+def test_an_import_that_ends_while_it_is_deleted_is_deleted(world: World) -> None:
+    world.answers[PATH] = Weights()
+    begun = world.begin()
+    world.run(begun)
+    world.services.checkpoints.delete(begun)
+    assert world.leftovers() == []
+    with pytest.raises(NotFound):
+        world.services.checkpoints.resolve(KIND, "model.safetensors")
 
 
 def test_progress_is_written_while_a_part_is_on_its_way(world: World) -> None:

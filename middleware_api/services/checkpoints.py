@@ -135,7 +135,11 @@ class CheckpointService:
     def delete(self, checkpoint: Checkpoint) -> None:
         """Forget a checkpoint and its bytes; jobs that have not begun with it will fail."""
         if checkpoint.sources and checkpoint.state is CheckpointState.INITIAL:
-            checkpoint = self._give_up(checkpoint)  # or its runner would go on for a while
+            # First, or its runner would go on for a while.
+            try:
+                checkpoint = self._give_up(checkpoint)
+            except Conflict:  # it has just ended of itself
+                checkpoint = self.get(checkpoint.id)
         self._hide(checkpoint)
         # The record goes last: a deletion that was cut short can be asked for again.
         self.forget_bytes(checkpoint)
