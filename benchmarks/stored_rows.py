@@ -18,8 +18,6 @@ from pathlib import Path
 
 import httpx
 
-from middleware_api.api.app import create_app
-from middleware_api.bootstrap import Embedded, embedded
 from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
@@ -28,6 +26,8 @@ from middleware_api.contract import (
     InferenceState,
     TaskType,
 )
+from middleware_api.embedded.middleware import Embedded, embedded
+from middleware_api.embedded.server import embedded_app
 from middleware_api.records import Checkpoint, CheckpointFile, Endpoint, InferenceJob
 from middleware_api.settings import Settings
 
@@ -117,7 +117,7 @@ def client(folder: Path, rows: int) -> httpx.AsyncClient:
     fill(middleware, rows)
     middleware.database.rows("PRAGMA synchronous = FULL")
     middleware.endpoints.invoke = middleware.queue.put  # type: ignore[method-assign]
-    transport = httpx.ASGITransport(create_app(middleware))
+    transport = httpx.ASGITransport(embedded_app(middleware))
     return httpx.AsyncClient(
         transport=transport, base_url="http://benchmark", headers={"x-api-key": TOKEN}
     )

@@ -13,8 +13,8 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from middleware_api import __version__
-from middleware_api.api.app import create_app
-from middleware_api.bootstrap import embedded
+from middleware_api.embedded.middleware import embedded
+from middleware_api.embedded.server import embedded_app
 from middleware_api.settings import Settings, SettingsError, read_settings
 
 
@@ -56,7 +56,7 @@ def run(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     middleware = embedded(settings, base_url)
-    app = create_app(middleware, stopping=lambda: server.should_exit)
+    app = embedded_app(middleware, stopping=lambda: server.should_exit)
     print(f"listening on {base_url}", flush=True)
     if settings.token_path is not None:
         print(f"API token is in {settings.token_path}", flush=True)

@@ -1,41 +1,21 @@
-"""The one place that chooses adapters and puts the middleware together."""
+"""The services over any adapters; `embedded.middleware` and `aws.middleware` bring theirs."""
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
-import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from middleware_api.contract import PAGE_MAX, EndpointState
-from middleware_api.embedded.database import Database
-from middleware_api.embedded.endpoints import ProcessEndpoints
-from middleware_api.embedded.imports import ThreadImports
-from middleware_api.embedded.objects import FolderObjects
-from middleware_api.embedded.queue import JobQueue
-from middleware_api.embedded.records import SqliteRecords
-from middleware_api.embedded.training import NoTrainingJobs
-from middleware_api.embedded.worker import WorkerSettings
-from middleware_api.fetching import Fetcher, FetchPolicy
+from middleware_api.fetching import Fetcher
 from middleware_api.ports import Endpoints, Imports, Objects, Records, TrainingJobs
-from middleware_api.records import Endpoint
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
-from middleware_api.services.events import EventHandlers, Services, reconcile
+from middleware_api.services.events import Services
 from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
-from middleware_api.settings import Settings, secret_in_file
-
-logger = logging.getLogger(__name__)
-
-RECONCILE_EVERY_SECONDS = 5.0
 
 
 def new_id() -> str:
@@ -93,95 +73,3 @@ def make_services(
         training=training_service,
         access=access_service,
     )
-
-
-@dataclass
-class Embedded:
-    """The middleware on one machine; `start` and `stop` go with the server's life."""
-
-    services: Services
-    objects: FolderObjects
-    records: SqliteRecords
-    database: Database
-    queue: JobQueue
-    endpoints: ProcessEndpoints
-    imports: ThreadImports
-    _stopping: threading.Event = field(default_factory=threading.Event, init=False)
-    _reconciler: threading.Thread | None = field(default=None, init=False)
-
-    def start(self) -> None:
-        """Take up what the last server left, and look after it from now on."""
-        self.queue.recover()
-        self._resume_endpoints()
-        self.imports.start()
-        self.services.imports.recover()
-        self._reconciler = threading.Thread(target=self._reconcile, name="reconciler")
-        self._reconciler.start()
-
-    def stop(self) -> None:
-        """Stop the workers (their jobs stay queued) and close the files. Again is no error."""
-        if self._stopping.is_set():
-            return
-        self._stopping.set()
-        if self._reconciler is not None:
-            self._reconciler.join()
-        self.imports.stop()
-        self.endpoints.stop()
-        self.database.close()
-
-    def _resume_endpoints(self) -> None:
-        cursor = None
-        alive = (EndpointState.CREATING, EndpointState.IN_SERVICE, EndpointState.DELETING)
-        while True:
-            page = self.records.page(
-                Endpoint, states=[s.value for s in alive], limit=PAGE_MAX, cursor=cursor
-            )
-            for endpoint in page.items:
-                if endpoint.state is EndpointState.DELETING:
-                    self.endpoints.delete(endpoint)
-                else:
-                    self.endpoints.create(endpoint)
-            cursor = page.next_cursor
-            if cursor is None:
-                return
-
-    def _reconcile(self) -> None:
-        while not self._stopping.wait(RECONCILE_EVERY_SECONDS):
-            try:
-                reconcile(self.services, self.records, time.time)
-            except Exception:
-                logger.exception("reconciling")
-
-
-def embedded(settings: Settings, base_url: str) -> Embedded:
-    """The middleware of one machine, not started yet. `base_url` is where its server listens."""
-    database = Database(settings.data_dir / "middleware.sqlite3")
-    records = SqliteRecords(database, time.time)
-    objects = FolderObjects(
-        settings.data_dir,
-        secret_in_file(settings.signing_key_path).encode(),
-        base_url,
-        time.time,
-    )
-    queue = JobQueue(database, time.time)
-
-    def worker_settings(workers: int) -> WorkerSettings:
-        # More threads than cores made two workers eighteen times slower.
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        return WorkerSettings(objects.root, threads, job_seconds=settings.job_seconds)
-
-    endpoints = ProcessEndpoints(queue, worker_settings)
-    imports = ThreadImports()
-    services = make_services(
-        records,
-        objects,
-        endpoints,
-        NoTrainingJobs(),
-        imports,
-        Fetcher(FetchPolicy(settings.import_hosts, settings.import_max_bytes)),
-        settings.api_token,
-        time.time,
-    )
-    endpoints.tell(EventHandlers(services))
-    imports.tell(services.imports.go_on)
-    return Embedded(services, objects, records, database, queue, endpoints, imports)

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from middleware_api import contract
 from middleware_api.api import event_stream
-from middleware_api.api.app import create_app
-from middleware_api.bootstrap import Embedded, embedded
 from middleware_api.contract import InferenceState, Progress, TaskType
+from middleware_api.embedded.middleware import Embedded, embedded
+from middleware_api.embedded.server import embedded_app
 from middleware_api.records import InferenceJob
 from middleware_api.settings import Settings
 from tests.engine_checkpoints import write_checkpoint
@@ -116,7 +116,7 @@ class Listener:
             "headers": [(b"x-api-key", TOKEN.encode())],
         }
         with anyio.fail_after(5):
-            await create_app(middleware)(scope, self._receive, self._send)
+            await embedded_app(middleware)(scope, self._receive, self._send)
 
     async def _receive(self) -> dict[str, object]:
         if not self._has_asked:
@@ -187,7 +187,7 @@ def test_a_first_preview_is_told_even_when_nothing_else_is_new(middleware: Embed
 def test_a_server_that_holds_no_connection_points_to_the_route_that_answers_at_once(
     middleware: Embedded,
 ) -> None:
-    app = create_app(middleware, stopping=None)
+    app = embedded_app(middleware, stopping=None)
     client = TestClient(app, headers={"x-api-key": TOKEN})  # not entered: nothing is started
     refused = client.get(f"/inference/v2/{JOB.id}/events")
     assert (refused.status_code, refused.json()["code"]) == (501, "not_available")

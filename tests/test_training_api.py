@@ -15,10 +15,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from middleware_api import contract
-from middleware_api.api.app import create_app
-from middleware_api.bootstrap import embedded, make_services
+from middleware_api.bootstrap import make_services
 from middleware_api.contract import TrainState
+from middleware_api.embedded.middleware import embedded
 from middleware_api.embedded.objects import FolderObjects
+from middleware_api.embedded.server import embedded_app
 from middleware_api.ports import TrainingChanged
 from middleware_api.services.events import EventHandlers
 from middleware_api.settings import Settings
@@ -105,7 +106,7 @@ def rehearsal(tmp_path: Path) -> Iterator[Rehearsal]:
         time.time,
     )
     # Not entered: nothing is started that would have to be stopped.
-    client = TestClient(create_app(middleware), headers={"x-api-key": ADMIN_TOKEN})
+    client = TestClient(embedded_app(middleware), headers={"x-api-key": ADMIN_TOKEN})
     yield Rehearsal(client, training, EventHandlers(middleware.services), middleware.objects)
     client.close()
     middleware.database.close()

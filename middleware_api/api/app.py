@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from http import HTTPStatus
 
-from anyio import to_thread
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
+from starlette.types import Lifespan
 
 from middleware_api import __version__
 from middleware_api.api.checkpoints import checkpoint_router
@@ -21,14 +20,14 @@ from middleware_api.api.edge import Edge, envelope, error_response, request_id_o
 from middleware_api.api.endpoints import endpoint_router
 from middleware_api.api.event_stream import event_router
 from middleware_api.api.inference import inference_router
-from middleware_api.api.objects import objects_router
 from middleware_api.api.tokens import token_router
 from middleware_api.api.training import model_router, train_router
 from middleware_api.api.weights import weights_router
 from middleware_api.api.wire import UNION_TAGS
-from middleware_api.bootstrap import Embedded
 from middleware_api.contract import TOKEN_HEADER
 from middleware_api.errors import InvalidRequest, ServiceError
+from middleware_api.ports import Objects
+from middleware_api.services.events import Services
 
 # `Edge` checks the token; these two only tell OpenAPI's readers how to send it.
 _CREDENTIALS = [
@@ -38,20 +37,19 @@ _CREDENTIALS = [
 
 
 def create_app(
-    middleware: Embedded, stopping: Callable[[], bool] | None = lambda: False
+    services: Services,
+    objects: Objects,
+    stopping: Callable[[], bool] | None = None,
+    *,
+    lifespan: Lifespan[FastAPI] | None = None,
+    signed: APIRouter | None = None,
 ) -> FastAPI:
-    """The application of one embedded middleware, which lives as long as it does.
+    """The application over one deployment's services.
 
     `stopping` tells when the server is about to end, so that streams end before it; None is a
-    server that holds no connection open, and streams nothing.
+    server that holds no connection open, and streams nothing. `signed` are routes whose URLs
+    carry their own permission: they need no token.
     """
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        middleware.start()
-        yield
-        await to_thread.run_sync(middleware.stop)
-
     app = FastAPI(
         title="Stable Diffusion AWS extension",
         version=__version__,
@@ -59,26 +57,27 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    services = middleware.services
-    # First: its paths need no token, and no other route may answer them.
-    app.include_router(objects_router(middleware.objects))
+    if signed is not None:
+        # First: no other route may answer their paths.
+        app.include_router(signed)
     for router in (
-        inference_router(services.inference, services.training, middleware.objects),
+        inference_router(services.inference, services.training, objects),
         event_router(services.inference, stopping),
         endpoint_router(services.endpoints),
-        checkpoint_router(services.checkpoints, services.imports, middleware.objects),
-        weights_router(services.checkpoints, middleware.objects),
-        model_router(services.models, middleware.objects),
-        train_router(services.training, middleware.objects),
+        checkpoint_router(services.checkpoints, services.imports, objects),
+        weights_router(services.checkpoints, objects),
+        model_router(services.models, objects),
+        train_router(services.training, objects),
         token_router(services.access),
         # Last: `/{dataset_name}/data` is the widest of all paths.
-        dataset_router(services.datasets, middleware.objects),
+        dataset_router(services.datasets, objects),
     ):
         app.include_router(router, dependencies=_CREDENTIALS)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(Edge, access=services.access)
+    open_prefixes = [] if signed is None else [f"{signed.prefix}/"]
+    app.add_middleware(Edge, access=services.access, open_prefixes=open_prefixes)
     return app
 
 

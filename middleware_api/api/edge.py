@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,7 +18,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from middleware_api.contract import BODY_MAX_BYTES, REQUEST_ID_HEADER, TOKEN_HEADER
-from middleware_api.embedded.objects import OBJECTS_PATH, caller_base_url
 from middleware_api.errors import ServiceError, TooLarge
 from middleware_api.services.access import AccessService
 
@@ -31,9 +30,11 @@ _STAGE = "/prod"
 class Edge:
     """Request id, the `/prod` stage, credentials, the body's bound, and unforeseen faults."""
 
-    def __init__(self, app: ASGIApp, access: AccessService) -> None:
+    def __init__(self, app: ASGIApp, access: AccessService, open_prefixes: Sequence[str]) -> None:
+        """Paths under `open_prefixes` need no token."""
         self._app = app
         self._access = access
+        self._open_prefixes = tuple(open_prefixes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,8 +47,6 @@ class Edge:
         headers = Headers(scope=scope)
         state = {"request_id": request_id}
         scope = {**scope, "path": path, "state": {**scope.get("state", {}), **state}}
-        if host := headers.get("host"):
-            caller_base_url.set(f"{scope['scheme']}://{host}")
 
         started = False
 
@@ -59,7 +58,7 @@ class Edge:
             await send(message)
 
         try:
-            if not path.startswith(OBJECTS_PATH) and path not in _OPEN_PATHS:
+            if not path.startswith(self._open_prefixes) and path not in _OPEN_PATHS:
                 principal = self._access.authenticate(_token(headers))
                 if principal is None:
                     await _stranger(request_id)(scope, receive, send_with_id)

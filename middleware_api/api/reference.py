@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from middleware_api.api.app import create_app
-from middleware_api.bootstrap import embedded
+from middleware_api.embedded.middleware import embedded
+from middleware_api.embedded.server import embedded_app
 from middleware_api.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -101,7 +101,7 @@ def service_description() -> Json:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings("127.0.0.1", 0, Path(folder), "unused", None, 3600.0)
         middleware = embedded(settings, "http://127.0.0.1:8210")
-        document: Json = create_app(middleware).openapi()
+        document: Json = embedded_app(middleware).openapi()
         middleware.database.close()
     return document
 
