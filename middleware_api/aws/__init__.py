@@ -1,0 +1,1 @@
+"""The middleware's ports on AWS: DynamoDB, S3, SageMaker, SQS; and its Lambda functions."""
