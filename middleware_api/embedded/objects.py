@@ -24,8 +24,9 @@ from urllib.parse import quote, urlencode
 
 from anyio import to_thread
 
-from middleware_api.contract import PART_MIN_BYTES, PARTS_MAX, PartTag
-from middleware_api.errors import Conflict, Forbidden, NotFound
+from middleware_api.contract import PartTag
+from middleware_api.errors import Forbidden, NotFound
+from middleware_api.multipart import require_parts
 from middleware_api.ports import StoredObject, StoredPart
 
 OBJECTS_PATH = "/_objects/"
@@ -143,12 +144,16 @@ class FolderObjects:
             self.abort_multipart(key, upload_id)
             return _describe(target)
         folder = self._upload_folder(key, upload_id)
-        paths = _chosen_parts(folder, self.arrived_parts(key, upload_id), list(tags))
+        chosen = list(tags)
+        arrived = self.arrived_parts(key, upload_id)
+        require_parts(arrived, chosen)
+        etags = {part.number: part.etag for part in arrived}
         digest = hashlib.sha256()
         temporary = self._temporary()
         with temporary.open("wb") as whole:
-            for path in paths:
-                with path.open("rb") as part:
+            for tag in chosen:
+                number = tag["PartNumber"]
+                with (folder / f"{number}-{etags[number]}").open("rb") as part:
                     while chunk := part.read(_CHUNK):
                         digest.update(chunk)
                         whole.write(chunk)
@@ -230,36 +235,6 @@ class FolderObjects:
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, target)
-
-
-def _chosen_parts(folder: Path, arrived: list[StoredPart], tags: list[PartTag]) -> list[Path]:
-    """The files of exactly the tagged parts, in order, or a Conflict naming what is wrong."""
-    etags = {part.number: part for part in arrived}
-    numbers = [tag["PartNumber"] for tag in tags]
-    if numbers != sorted(set(numbers)) or not all(1 <= n <= PARTS_MAX for n in numbers):
-        raise Conflict("Part numbers must rise, each once, from 1.", "parts_out_of_order")
-    for tag in tags:
-        part = etags.get(tag["PartNumber"])
-        if part is None:
-            raise Conflict(
-                f"Part {tag['PartNumber']} has not arrived. Fresh URLs for what is missing come "
-                "from GET /checkpoint/<id>/upload, or for a model from POST /model with the "
-                "Idempotency-Key of the first time.",
-                "parts_missing",
-            )
-        if part.etag != tag["ETag"].strip('"'):
-            raise Conflict(
-                f"Part {part.number} has the ETag {part.etag}, not {tag['ETag']}: it was sent "
-                "again with other content. Send it once more.",
-                "part_differs",
-            )
-        if part.size < PART_MIN_BYTES and part.number != numbers[-1]:
-            raise Conflict(
-                f"Part {part.number} has {part.size} bytes; all but the last need at least "
-                f"{PART_MIN_BYTES}.",
-                "part_too_small",
-            )
-    return [folder / f"{n}-{etags[n].etag}" for n in numbers]
 
 
 def _etag(crc: int, size: int) -> str:
