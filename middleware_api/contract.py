@@ -378,6 +378,11 @@ def output_prefix(job_id: str) -> str:
     return f"out/{job_id}/"
 
 
+def invocation_key(job_id: str) -> str:
+    """Object key of a job's `Invocation`, where the queue takes it from."""
+    return f"{output_prefix(job_id)}invocation.json"
+
+
 def image_key(job_id: str, index: int, extension: str = "png") -> str:
     """Object key of a job's n-th picture."""
     return f"{output_prefix(job_id)}result/image_{index}.{extension}"

@@ -9,7 +9,8 @@ ServiceError
 │   └── ContentDiffers       the stored bytes are not the announced ones
 ├── TooLarge           413
 ├── QuotaExceeded      429  the token's jobs of today are used up
-└── NotAvailable       501  the contract has it, this deployment cannot do it
+├── NotAvailable       501  the contract has it, this deployment cannot do it
+└── Unavailable        503  something that we depend on does not answer; later it will
 
 Each carries a sentence for people and a stable `code` for programs. Anything else that is raised
 is a fault of ours: 500, and the log has the traceback.
@@ -93,3 +94,10 @@ class NotAvailable(ServiceError):
 
     status = 501
     code = "not_available"
+
+
+class Unavailable(ServiceError):
+    """Nothing is wrong with the request; it can be sent again later."""
+
+    status = 503
+    code = "unavailable"

@@ -177,14 +177,21 @@ class Endpoints(Protocol):
         """
 
     def entered_service(self, endpoint: Endpoint) -> None:
-        """Set up what an endpoint can only have once it is in service; again is no error."""
+        """Set up what an endpoint can only have once it is in service; again is no error.
+
+        Raises Conflict when the compute side refuses.
+        """
 
     def delete(self, endpoint: Endpoint) -> None:
-        """Begin to stop it; its jobs end as failed; `EndpointChanged` follows."""
+        """Begin to stop it; its jobs end as failed; `EndpointChanged` follows. Again is no
+        error, nor is one that the compute side does not know."""
+
+    def left_service(self, endpoint: Endpoint) -> None:
+        """Clear away what is left of an endpoint that is gone; again is no error."""
 
     def statuses(self, endpoints: Collection[Endpoint]) -> dict[str, EndpointStatus]:
-        """By id, for each of them, in a number of calls that does not grow with them. One that
-        the compute side does not know is `Deleted`."""
+        """By id, for each of them; costs no more for others that exist. One that the compute
+        side does not know is `Deleted`."""
 
     def invoke(self, endpoint_id: str, invocation: Invocation) -> None:
         """Queue a job durably. The same job a second time changes nothing."""

@@ -39,8 +39,8 @@ from tests.hostile_host import (
     redirect,
 )
 from tests.hostile_host import World as Outside
-from tests.test_services import ME
-from tests.test_services import World as Services
+from tests.world import ME
+from tests.world import World as Services
 
 WEIGHTS = random.Random(1).randbytes(2 * PART_BYTES + PART_BYTES // 2)
 OTHER_WEIGHTS = random.Random(2).randbytes(len(WEIGHTS))

@@ -37,7 +37,7 @@ from middleware_api.services.models import NewModel
 from middleware_api.services.orders import RECONCILE_SECONDS
 from middleware_api.services.training import START_DEADLINE_SECONDS, NewTrainJob
 from middleware_api.services.uploads import UPLOAD_DEADLINE_SECONDS, NewFile
-from tests.test_services import World as InferenceWorld
+from tests.world import World as InferenceWorld
 
 ME = Principal("me", frozenset({Scope.TRAIN, Scope.MODELS}))
 OTHER = Principal("other", ME.scopes)

@@ -25,7 +25,7 @@ from middleware_api.services.events import EventHandlers
 from middleware_api.settings import Settings
 from tests.pretend_training import PretendTrainingJobs
 from tests.server import Server
-from tests.test_services import NO_FETCHER
+from tests.world import NO_FETCHER
 
 KIND = "Stable-diffusion"
 ADMIN_TOKEN = "the deployment's own token"

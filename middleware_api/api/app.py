@@ -16,7 +16,13 @@ from starlette.types import Lifespan
 from middleware_api import __version__
 from middleware_api.api.checkpoints import checkpoint_router
 from middleware_api.api.datasets import dataset_router
-from middleware_api.api.edge import Edge, envelope, error_response, request_id_of
+from middleware_api.api.edge import (
+    Edge,
+    envelope,
+    error_response,
+    no_explanation,
+    request_id_of,
+)
 from middleware_api.api.endpoints import endpoint_router
 from middleware_api.api.event_stream import event_router
 from middleware_api.api.inference import inference_router
@@ -43,12 +49,14 @@ def create_app(
     *,
     lifespan: Lifespan[FastAPI] | None = None,
     signed: APIRouter | None = None,
+    explain: Callable[[Exception], ServiceError | None] = no_explanation,
 ) -> FastAPI:
     """The application over one deployment's services.
 
     `stopping` tells when the server is about to end, so that streams end before it; None is a
     server that holds no connection open, and streams nothing. `signed` are routes whose URLs
-    carry their own permission: they need no token.
+    carry their own permission: they need no token. `explain` names the refusal behind an adapter's
+    error, None for a fault of ours.
     """
     app = FastAPI(
         title="Stable Diffusion AWS extension",
@@ -77,7 +85,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
     open_prefixes = [] if signed is None else [f"{signed.prefix}/"]
-    app.add_middleware(Edge, access=services.access, open_prefixes=open_prefixes)
+    app.add_middleware(Edge, access=services.access, open_prefixes=open_prefixes, explain=explain)
     return app
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,10 +30,17 @@ _STAGE = "/prod"
 class Edge:
     """Request id, the `/prod` stage, credentials, the body's bound, and unforeseen faults."""
 
-    def __init__(self, app: ASGIApp, access: AccessService, open_prefixes: Sequence[str]) -> None:
-        """Paths under `open_prefixes` need no token."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: AccessService,
+        open_prefixes: Sequence[str],
+        explain: Callable[[Exception], ServiceError | None],
+    ) -> None:
+        """Paths under `open_prefixes` need no token; `explain` as `create_app` takes it."""
         self._app = app
         self._access = access
+        self._explain = explain
         self._open_prefixes = tuple(open_prefixes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +80,16 @@ class Edge:
         except Exception as error:
             if started:
                 raise
-            await _fault_response(error, request_id)(scope, receive, send_with_id)
+            if (refusal := self._explain(error)) is not None:
+                logger.warning("request %s: %s", request_id, refusal.message, exc_info=error)
+                response = error_response(refusal, request_id)
+            else:
+                response = _fault_response(error, request_id)
+            await response(scope, receive, send_with_id)
+
+
+def no_explanation(_error: Exception) -> None:
+    """Where nothing that adapters raise is anybody else's fault."""
 
 
 def _token(headers: Headers) -> str:

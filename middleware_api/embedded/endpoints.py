@@ -89,6 +89,9 @@ class ProcessEndpoints:
     def entered_service(self, endpoint: Endpoint) -> None:
         """See `ports.Endpoints`. Nothing: the number of worker processes stays what it is."""
 
+    def left_service(self, endpoint: Endpoint) -> None:
+        """See `ports.Endpoints`. Nothing: no process, no trace."""
+
     def statuses(self, endpoints: Collection[Endpoint]) -> dict[str, EndpointStatus]:
         """See `ports.Endpoints`."""
         with self._lock:

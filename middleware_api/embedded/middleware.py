@@ -16,9 +16,9 @@ from middleware_api.embedded.imports import ThreadImports
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.records import SqliteRecords
-from middleware_api.embedded.training import NoTrainingJobs
 from middleware_api.embedded.worker import WorkerSettings
 from middleware_api.fetching import Fetcher, FetchPolicy
+from middleware_api.no_training import NoTrainingJobs
 from middleware_api.records import Endpoint
 from middleware_api.services.events import EventHandlers, Services, reconcile
 from middleware_api.settings import Settings, secret_in_file

@@ -23,6 +23,9 @@ DEPLOY_DEADLINE_SECONDS = 30 * 60
 RECONCILE_SECONDS = 60.0
 
 _GONE = frozenset({EndpointState.DELETING, EndpointState.DELETED})
+# SageMaker says Updating while instances come and go; the queue takes jobs all the time.
+_TAKES_JOBS = (EndpointState.IN_SERVICE, EndpointState.UPDATING)
+_PASSING = frozenset({EndpointState.CREATING, EndpointState.UPDATING, EndpointState.DELETING})
 
 
 class EndpointService:
@@ -126,10 +129,10 @@ class EndpointService:
         """
         if name is not None:
             endpoint = self.find(name)
-            if endpoint.state is not EndpointState.IN_SERVICE:
+            if endpoint.state not in _TAKES_JOBS:
                 raise Conflict(_not_in_service(endpoint), "endpoint_not_in_service")
             return endpoint
-        page = self._records.page(Endpoint, states=[EndpointState.IN_SERVICE.value], limit=PAGE_MAX)
+        page = self._records.page(Endpoint, states=[s.value for s in _TAKES_JOBS], limit=PAGE_MAX)
         if not page.items:
             raise Conflict(
                 "No endpoint is in service. Create one (POST /endpoints), or wait until one "
@@ -146,6 +149,11 @@ class EndpointService:
 
         return min(page.items, key=preference)
 
+    def is_gone(self, endpoint_id: str) -> bool:
+        """Whether no job can be done there any more."""
+        endpoint = self._records.get(Endpoint, endpoint_id)
+        return endpoint.state in (EndpointState.DELETED, EndpointState.FAILED)
+
     def note_loaded(self, endpoint_id: str, checkpoints: Collection[UsedCheckpoint]) -> None:
         """Remember what an endpoint's latest job has left in its memory."""
         endpoint = self._records.get(Endpoint, endpoint_id)
@@ -159,19 +167,23 @@ class EndpointService:
         if event.state not in ENDPOINT_TRANSITIONS[endpoint.state]:
             return
         now = self._clock()
-        after = replace(endpoint, state=event.state, error=event.error, check_at=None)
+        # Before the record moves on: whoever dies in between is told of the change again.
+        if endpoint.state is EndpointState.CREATING and event.state is EndpointState.IN_SERVICE:
+            event = self._enter_service(endpoint, event)
+        elif event.state is EndpointState.DELETED:
+            self._endpoints.left_service(endpoint)
+        check_at = now + RECONCILE_SECONDS if event.state in _PASSING else None
+        after = replace(endpoint, state=event.state, error=event.error, check_at=check_at)
         if event.state is EndpointState.IN_SERVICE:
             after = replace(after, deployment=DeploymentState.SUCCEEDED)
         elif event.state is EndpointState.FAILED:
             after = replace(after, deployment=DeploymentState.FAILED)
         elif event.state is EndpointState.DELETED:
             after = replace(after, deployment=DeploymentState.DELETED)
-        if endpoint.completed_at is None:
+        if endpoint.completed_at is None and check_at is None:
             after = replace(after, completed_at=now)
-        after = self._records.update(after)
-        if event.state is EndpointState.IN_SERVICE:
-            self._endpoints.entered_service(after)
-        elif event.state is EndpointState.DELETED:
+        self._records.update(after)
+        if event.state is EndpointState.DELETED:
             self._records.release(_name_key(endpoint.name), endpoint.id)
 
     def reconcile(self, endpoint: Endpoint) -> None:
@@ -203,6 +215,14 @@ class EndpointService:
         else:
             self._records.update(replace(endpoint, check_at=now + RECONCILE_SECONDS))
 
+    def _enter_service(self, endpoint: Endpoint, event: EndpointChanged) -> EndpointChanged:
+        """What to note: an endpoint that cannot be scaled as asked has failed."""
+        try:
+            self._endpoints.entered_service(endpoint)
+        except Conflict as refusal:
+            return replace(event, state=EndpointState.FAILED, error=refusal.message)
+        return event
+
     def _take_name(self, endpoint: Endpoint) -> None:
         holder = self._records.claim(_name_key(endpoint.name), endpoint.id)
         if holder == endpoint.id:
@@ -233,7 +253,6 @@ class EndpointService:
 def _not_in_service(endpoint: Endpoint) -> str:
     advice = {
         EndpointState.CREATING: "is still starting. Wait until it is InService, or pick another.",
-        EndpointState.UPDATING: "is being updated. Wait until it is InService, or pick another.",
         EndpointState.FAILED: f"has failed: {endpoint.error} Delete it and create another.",
     }.get(endpoint.state, "is being deleted. Pick another.")
     return f"Endpoint '{endpoint.name}' ({endpoint.state.value}) {advice}"

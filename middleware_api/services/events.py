@@ -83,27 +83,47 @@ def _settle(act: Callable[[], T]) -> T:
 
 
 def reconcile(services: Services, records: Records, clock: Callable[[], float]) -> None:
-    """Look after everything whose time has come, so that nothing stays in passing for ever."""
+    """Look after everything whose time has come, so that nothing stays in passing for ever.
+
+    One record's trouble does not keep the others from their turn; it comes up again in the next
+    round. Raises the first unforeseen error at the end of the round.
+    """
     now = clock()
+    round_ = _Round()
     for job in records.due(InferenceJob, now, _BATCH):
-        _attempt(partial(services.inference.reconcile, job))
+        round_.attempt(partial(services.inference.reconcile, job))
     for endpoint in records.due(Endpoint, now, _BATCH):
-        _attempt(partial(services.endpoints.reconcile, endpoint))
+        round_.attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
         if checkpoint.sources:
-            _attempt(partial(services.imports.reconcile, checkpoint))
+            round_.attempt(partial(services.imports.reconcile, checkpoint))
         else:
-            _attempt(partial(services.checkpoints.expire, checkpoint))
+            round_.attempt(partial(services.checkpoints.expire, checkpoint))
     for model in records.due(Model, now, _BATCH):
-        _attempt(partial(services.models.reconcile, model))
+        round_.attempt(partial(services.models.reconcile, model))
     for train_job in records.due(TrainJob, now, _BATCH):
-        _attempt(partial(services.training.reconcile, train_job))
+        round_.attempt(partial(services.training.reconcile, train_job))
+    round_.end()
 
 
-def _attempt(look_after: partial[None]) -> None:
-    """One record's trouble must not keep the others from their turn; it comes up again in the
-    next round."""
-    try:
-        look_after()
-    except ServiceError as error:
-        logger.warning("reconciling %s: %s", look_after.args[0].id, error.message)
+class _Round:
+    """One round of the reconciler."""
+
+    def __init__(self) -> None:
+        self._faults: list[Exception] = []
+
+    def attempt(self, look_after: partial[None]) -> None:
+        """Look after one record."""
+        record_id = look_after.args[0].id
+        try:
+            look_after()
+        except ServiceError as error:
+            logger.warning("reconciling %s: %s", record_id, error.message)
+        except Exception as fault:
+            logger.exception("reconciling %s", record_id)
+            self._faults.append(fault)
+
+    def end(self) -> None:
+        """Raises the first fault."""
+        if self._faults:
+            raise self._faults[0]

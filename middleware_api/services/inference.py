@@ -21,7 +21,7 @@ from middleware_api.contract import (
     Progress,
     TaskType,
 )
-from middleware_api.errors import Conflict, NotFound
+from middleware_api.errors import Conflict, NotFound, ServiceError, Unavailable
 from middleware_api.ports import (
     Endpoints,
     InvocationFinished,
@@ -106,8 +106,7 @@ class InferenceService:
         )
         self._write_params(job, request.body)
         self._records.add(job)
-        self._invoke(job)
-        return job
+        return self._begin(job)
 
     def prepare(
         self, caller: Principal, request: InferenceRequest, idempotency_key: str | None
@@ -151,8 +150,7 @@ class InferenceService:
                 check_at=self._clock() + RECONCILE_SECONDS,
             )
         )
-        self._invoke(job)
-        return job
+        return self._begin(job)
 
     def get(self, caller: Principal, job_id: str) -> InferenceJob:
         """Raises NotFound."""
@@ -300,6 +298,14 @@ class InferenceService:
             )
         elif (outcome := self._written_outcome(job)) is not None:
             self.finished(outcome)
+        elif self._endpoint_service.is_gone(job.endpoint_id):
+            self.finished(
+                InvocationFinished(
+                    job.id,
+                    failure=f"Endpoint '{job.endpoint_name}' has failed or was deleted before the "
+                    "job was done. Submit it to another one.",
+                )
+            )
         elif self._clock() > job.created_at + self._endpoints.patience_seconds:
             hours = self._endpoints.patience_seconds / 3600
             failure = f"The endpoint has said nothing of this job for {hours:.0f} hours. Try again."
@@ -340,6 +346,17 @@ class InferenceService:
     def _write_params(self, job: InferenceJob, body: dict[str, object]) -> None:
         key = contract.params_key(job.task_type, job.id)
         self._objects.write(key, json.dumps(body).encode())
+
+    def _begin(self, job: InferenceJob) -> InferenceJob:
+        """Queue a job that has been noted. Raises Conflict when the endpoint refuses it."""
+        try:
+            self._invoke(job)
+        except Unavailable as error:
+            logger.warning("job %s: %s The reconciler queues it.", job.id, error.message)
+        except ServiceError as refusal:
+            self._finish(job, InferenceState.FAILED, error=refusal.message)
+            raise
+        return job
 
     def _invoke(self, job: InferenceJob) -> None:
         self._endpoints.invoke(

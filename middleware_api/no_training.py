@@ -1,4 +1,4 @@
-"""Training on one machine: not there yet."""
+"""Training where there is no program for it yet."""
 
 from __future__ import annotations
 

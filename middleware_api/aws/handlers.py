@@ -1,0 +1,68 @@
+"""The Lambda functions: one answers the HTTP API, one takes in events and reconciles."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from functools import cache
+from typing import Any
+
+from mangum import Mangum
+
+from middleware_api.api.app import create_app
+from middleware_api.aws.clients import Clients
+from middleware_api.aws.faults import explain_fault
+from middleware_api.aws.middleware import OnAws, on_aws
+from middleware_api.aws.settings import read_aws_settings
+from middleware_api.services.events import reconcile
+
+logger = logging.getLogger(__name__)
+
+# An import stores what it has and hands itself on; the slowest part takes less than this.
+_SPARE_MILLISECONDS = 90_000
+
+Event = dict[str, Any]
+
+
+def api_handler(event: Event, context: Any) -> Event:
+    """An API Gateway request (REST, payload 1.0)."""
+    answer: Event = _gateway()(event, context)
+    return answer
+
+
+def event_handler(event: Event, context: Any) -> Event:
+    """Messages of the queue, or the schedule's `{"reconcile": true}`.
+
+    Answers which messages failed: those alone come again, and after five times they wait in the
+    dead-letter queue.
+    """
+    middleware = _middleware()
+    if event.get("reconcile"):
+        reconcile(middleware.services, middleware.records, time.time)
+        return {}
+    failures = []
+    for message in event["Records"]:
+        try:
+            middleware.messages.handle(
+                message["body"],
+                lambda: context.get_remaining_time_in_millis() < _SPARE_MILLISECONDS,
+            )
+        except Exception:  # the function's edge: the queue brings the message again
+            logger.exception("message %s", message["messageId"])
+            failures.append({"itemIdentifier": message["messageId"]})
+    return {"batchItemFailures": failures}
+
+
+@cache
+def _middleware() -> OnAws:
+    """Once for the life of this function's process, and not before it is called."""
+    logging.getLogger().setLevel(logging.INFO)
+    return on_aws(read_aws_settings(os.environ), Clients())
+
+
+@cache
+def _gateway() -> Mangum:
+    middleware = _middleware()
+    app = create_app(middleware.services, middleware.objects, explain=explain_fault)
+    return Mangum(app, lifespan="off")

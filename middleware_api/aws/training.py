@@ -1,0 +1,120 @@
+"""Training jobs, and the making of models, as SageMaker's training jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from middleware_api.aws.clients import Clients
+from middleware_api.aws.faults import already_there, ignoring_unknown, is_unknown, refusals
+from middleware_api.aws.settings import AwsSettings
+from middleware_api.contract import TrainState
+from middleware_api.ports import TrainingStatus
+from middleware_api.records import Model, TrainJob
+
+_DEFAULT_INSTANCE = "ml.g5.2xlarge"
+_DISK_GIB = 100
+_MAX_SECONDS = 24 * 3600
+# What the program prints, and SageMaker reads: `progress=0.25 loss=0.1`.
+_METRICS = {"progress": r"progress=([0-9.]+)", "loss": r"loss=([0-9.eE+-]+)"}
+
+_STATES = {
+    "InProgress": TrainState.TRAINING,
+    "Stopping": TrainState.TRAINING,
+    "Completed": TrainState.COMPLETE,
+    "Failed": TrainState.FAILED,
+    "Stopped": TrainState.STOPPED,
+}
+
+
+class SageMakerTrainingJobs:
+    """`ports.TrainingJobs` on SageMaker; it remembers ended jobs for good."""
+
+    def __init__(self, clients: Clients, settings: AwsSettings) -> None:
+        self._clients = clients
+        self._settings = settings
+
+    def require(self) -> None:
+        """See `ports.TrainingJobs`. This deployment has a training image."""
+
+    def start(self, job: TrainJob | Model, input_prefix: str, output_prefix: str) -> str:
+        """See `ports.TrainingJobs`."""
+        name = self._name(job)
+        instance = job.instance_type if isinstance(job, TrainJob) else ""
+        try:
+            with refusals("start this training job"):
+                self._clients.sagemaker.create_training_job(
+                    TrainingJobName=name,
+                    RoleArn=self._settings.endpoint_role,
+                    AlgorithmSpecification={
+                        "TrainingImage": self._settings.training_image,
+                        "TrainingInputMode": "File",
+                        "MetricDefinitions": [
+                            {"Name": metric, "Regex": regex} for metric, regex in _METRICS.items()
+                        ],
+                    },
+                    InputDataConfig=[
+                        {
+                            "ChannelName": "order",
+                            "DataSource": {
+                                "S3DataSource": {
+                                    "S3DataType": "S3Prefix",
+                                    "S3Uri": self._url(input_prefix),
+                                    "S3DataDistributionType": "FullyReplicated",
+                                }
+                            },
+                        }
+                    ],
+                    OutputDataConfig={"S3OutputPath": self._url(output_prefix)},
+                    ResourceConfig={
+                        "InstanceType": instance or _DEFAULT_INSTANCE,
+                        "InstanceCount": 1,
+                        "VolumeSizeInGB": _DISK_GIB,
+                    },
+                    StoppingCondition={"MaxRuntimeInSeconds": _MAX_SECONDS},
+                    Environment={
+                        "SDAWS_BUCKET": self._settings.bucket,
+                        "SDAWS_OUTPUT_PREFIX": output_prefix,
+                    },
+                )
+        except Exception as error:
+            cause = error.__cause__ if error.__cause__ is not None else error
+            if not (isinstance(cause, ClientError) and already_there(cause)):
+                raise
+        return name
+
+    def stop(self, job: TrainJob | Model) -> None:
+        """See `ports.TrainingJobs`."""
+        # SageMaker refuses for a job that has ended.
+        with ignoring_unknown(also=["status"]):
+            self._clients.sagemaker.stop_training_job(TrainingJobName=self._name(job))
+
+    def status(self, job: TrainJob | Model) -> TrainingStatus | None:
+        """See `ports.TrainingJobs`."""
+        try:
+            told = self._clients.sagemaker.describe_training_job(TrainingJobName=self._name(job))
+        except ClientError as error:
+            if not is_unknown(error):
+                raise
+            return None
+        return training_status(told)
+
+    def _name(self, job: TrainJob | Model) -> str:
+        return f"{self._settings.prefix}-{job.id}"
+
+    def _url(self, prefix: str) -> str:
+        return f"s3://{self._settings.bucket}/{prefix}"
+
+
+def training_status(told: dict[str, Any]) -> TrainingStatus:
+    """Of DescribeTrainingJob's answer, or of the same fields in an event."""
+    state = _STATES[told["TrainingJobStatus"]]
+    error = told.get("FailureReason", "")
+    if told.get("SecondaryStatus") == "MaxRuntimeExceeded":
+        state = TrainState.FAILED
+        error = f"It ran longer than {_MAX_SECONDS // 3600} hours and was stopped."
+    if state is TrainState.FAILED and not error:
+        error = "SageMaker gives no reason; the job's log in CloudWatch may."
+    metrics = {m["MetricName"]: m["Value"] for m in told.get("FinalMetricDataList", ())}
+    return TrainingStatus(state, error, metrics.get("progress", 0.0), metrics.get("loss"))
