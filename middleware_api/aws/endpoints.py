@@ -18,9 +18,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from middleware_api import contract
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.faults import (
-    already_there,
+    create_once,
     explain_fault,
-    ignoring,
     ignoring_unknown,
     is_unknown,
     refusals,
@@ -86,7 +85,7 @@ class SageMakerEndpoints:
         sagemaker, name = self._clients.sagemaker, self._name(endpoint.id)
         try:
             with refusals(f"create the endpoint '{endpoint.name}'"):
-                _once(
+                create_once(
                     sagemaker.create_model,
                     ModelName=name,
                     ExecutionRoleArn=self._settings.endpoint_role,
@@ -95,8 +94,8 @@ class SageMakerEndpoints:
                         "Environment": {"SDAWS_BUCKET": self._settings.bucket},
                     },
                 )
-                _once(sagemaker.create_endpoint_config, **self._config(endpoint, name))
-                _once(
+                create_once(sagemaker.create_endpoint_config, **self._config(endpoint, name))
+                create_once(
                     sagemaker.create_endpoint,
                     EndpointName=name,
                     EndpointConfigName=name,
@@ -164,7 +163,7 @@ class SageMakerEndpoints:
         name = self._name(endpoint.id)
         if endpoint.autoscaling_enabled:
             # Takes its policies along, and the alarms that scaling made itself.
-            with ignoring("ObjectNotFoundException"):
+            with ignoring_unknown():
                 self._clients.autoscaling.deregister_scalable_target(**self._target(name))
         # One in passing refuses; the reconciler comes back to it.
         with ignoring_unknown(also=["in-progress", "in progress"]):
@@ -308,15 +307,6 @@ def endpoint_name(prefix: str, endpoint_id: str) -> str:
 def endpoint_state(word: str) -> EndpointState:
     """SageMaker's word, as DescribeEndpoint (`InService`) or an event (`IN_SERVICE`) writes it."""
     return _STATES[word.replace("_", "").lower()]
-
-
-def _once(create: Callable[..., Any], **parameters: Any) -> None:
-    """Create what may be there already, made by a run of ours that was cut short."""
-    try:
-        create(**parameters)
-    except ClientError as error:
-        if not already_there(error):
-            raise
 
 
 @contextmanager

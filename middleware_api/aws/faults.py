@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,7 +21,8 @@ _THROTTLED = frozenset(
         "SlowDown",
     }
 )
-_UNKNOWN_TO_SAGEMAKER = ("could not find", "does not exist", "no existing", "not found")
+# "No scalable target found" is Application Auto Scaling's.
+_UNKNOWN = ("could not find", "does not exist", "not found", "no scalable target found")
 
 
 def explain_fault(error: Exception) -> ServiceError | None:
@@ -61,16 +63,6 @@ def refusals(act: str) -> Iterator[None]:
 
 
 @contextmanager
-def ignoring(*codes: str) -> Iterator[None]:
-    """Errors with these codes change nothing that is wanted."""
-    try:
-        yield
-    except ClientError as error:
-        if error_code(error) not in codes:
-            raise
-
-
-@contextmanager
 def ignoring_unknown(also: Collection[str] = ()) -> Iterator[None]:
     """SageMaker's word for a thing that it does not know is a ValidationException, like many
     others: only the message tells. `also` are parts of messages that are no error here either."""
@@ -82,16 +74,24 @@ def ignoring_unknown(also: Collection[str] = ()) -> Iterator[None]:
 
 
 def is_unknown(error: ClientError) -> bool:
-    """Whether SageMaker says that there is no such thing."""
-    if error_code(error) in ("ResourceNotFound", "ResourceNotFoundException"):
+    """Whether SageMaker, or what scales it, says that there is no such thing."""
+    if error_code(error) in ("ResourceNotFound", "ObjectNotFoundException"):
         return True
     return error_code(error) == "ValidationException" and any(
-        words in _message(error) for words in _UNKNOWN_TO_SAGEMAKER
+        words in _message(error) for words in _UNKNOWN
     )
 
 
-def already_there(error: ClientError) -> bool:
-    """Whether SageMaker says that a thing of that name exists."""
+def create_once(create: Callable[..., Any], **parameters: Any) -> None:
+    """Create what may be there already, made by a run of ours that was cut short."""
+    try:
+        create(**parameters)
+    except ClientError as error:
+        if not _already_there(error):
+            raise
+
+
+def _already_there(error: ClientError) -> bool:
     return error_code(error) in ("ValidationException", "ResourceInUse") and any(
         words in _message(error) for words in ("already exist", "already been used")
     )

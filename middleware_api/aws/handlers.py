@@ -27,7 +27,7 @@ Event = dict[str, Any]
 
 def api_handler(event: Event, context: Any) -> Event:
     """An API Gateway request (REST, payload 1.0)."""
-    answer: Event = _gateway()(event, context)
+    answer: Event = gateway()(event, context)
     return answer
 
 
@@ -37,14 +37,14 @@ def event_handler(event: Event, context: Any) -> Event:
     Answers which messages failed: those alone come again, and after five times they wait in the
     dead-letter queue.
     """
-    middleware = _middleware()
+    ours = middleware()
     if event.get("reconcile"):
-        reconcile(middleware.services, middleware.records, time.time)
+        reconcile(ours.services, ours.records, time.time)
         return {}
     failures = []
     for message in event["Records"]:
         try:
-            middleware.messages.handle(
+            ours.messages.handle(
                 message["body"],
                 lambda: context.get_remaining_time_in_millis() < _SPARE_MILLISECONDS,
             )
@@ -55,14 +55,15 @@ def event_handler(event: Event, context: Any) -> Event:
 
 
 @cache
-def _middleware() -> OnAws:
-    """Once for the life of this function's process, and not before it is called."""
-    logging.getLogger().setLevel(logging.INFO)
+def middleware() -> OnAws:
+    """Made once in the life of the function's process, at its first call."""
+    logging.getLogger("middleware_api").setLevel(logging.INFO)
     return on_aws(read_aws_settings(os.environ), Clients())
 
 
 @cache
-def _gateway() -> Mangum:
-    middleware = _middleware()
-    app = create_app(middleware.services, middleware.objects, explain=explain_fault)
+def gateway() -> Mangum:
+    """Turns API Gateway's events into requests to the application."""
+    ours = middleware()
+    app = create_app(ours.services, ours.objects, explain=explain_fault)
     return Mangum(app, lifespan="off")

@@ -7,7 +7,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from middleware_api.aws.clients import Clients
-from middleware_api.aws.faults import already_there, ignoring_unknown, is_unknown, refusals
+from middleware_api.aws.faults import create_once, ignoring_unknown, is_unknown, refusals
 from middleware_api.aws.settings import AwsSettings
 from middleware_api.contract import TrainState
 from middleware_api.ports import TrainingStatus
@@ -42,46 +42,42 @@ class SageMakerTrainingJobs:
         """See `ports.TrainingJobs`."""
         name = self._name(job)
         instance = job.instance_type if isinstance(job, TrainJob) else ""
-        try:
-            with refusals("start this training job"):
-                self._clients.sagemaker.create_training_job(
-                    TrainingJobName=name,
-                    RoleArn=self._settings.endpoint_role,
-                    AlgorithmSpecification={
-                        "TrainingImage": self._settings.training_image,
-                        "TrainingInputMode": "File",
-                        "MetricDefinitions": [
-                            {"Name": metric, "Regex": regex} for metric, regex in _METRICS.items()
-                        ],
-                    },
-                    InputDataConfig=[
-                        {
-                            "ChannelName": "order",
-                            "DataSource": {
-                                "S3DataSource": {
-                                    "S3DataType": "S3Prefix",
-                                    "S3Uri": self._url(input_prefix),
-                                    "S3DataDistributionType": "FullyReplicated",
-                                }
-                            },
-                        }
+        with refusals("start this training job"):
+            create_once(
+                self._clients.sagemaker.create_training_job,
+                TrainingJobName=name,
+                RoleArn=self._settings.endpoint_role,
+                AlgorithmSpecification={
+                    "TrainingImage": self._settings.training_image,
+                    "TrainingInputMode": "File",
+                    "MetricDefinitions": [
+                        {"Name": metric, "Regex": regex} for metric, regex in _METRICS.items()
                     ],
-                    OutputDataConfig={"S3OutputPath": self._url(output_prefix)},
-                    ResourceConfig={
-                        "InstanceType": instance or _DEFAULT_INSTANCE,
-                        "InstanceCount": 1,
-                        "VolumeSizeInGB": _DISK_GIB,
-                    },
-                    StoppingCondition={"MaxRuntimeInSeconds": _MAX_SECONDS},
-                    Environment={
-                        "SDAWS_BUCKET": self._settings.bucket,
-                        "SDAWS_OUTPUT_PREFIX": output_prefix,
-                    },
-                )
-        except Exception as error:
-            cause = error.__cause__ if error.__cause__ is not None else error
-            if not (isinstance(cause, ClientError) and already_there(cause)):
-                raise
+                },
+                InputDataConfig=[
+                    {
+                        "ChannelName": "order",
+                        "DataSource": {
+                            "S3DataSource": {
+                                "S3DataType": "S3Prefix",
+                                "S3Uri": self._url(input_prefix),
+                                "S3DataDistributionType": "FullyReplicated",
+                            }
+                        },
+                    }
+                ],
+                OutputDataConfig={"S3OutputPath": self._url(output_prefix)},
+                ResourceConfig={
+                    "InstanceType": instance or _DEFAULT_INSTANCE,
+                    "InstanceCount": 1,
+                    "VolumeSizeInGB": _DISK_GIB,
+                },
+                StoppingCondition={"MaxRuntimeInSeconds": _MAX_SECONDS},
+                Environment={
+                    "SDAWS_BUCKET": self._settings.bucket,
+                    "SDAWS_OUTPUT_PREFIX": output_prefix,
+                },
+            )
         return name
 
     def stop(self, job: TrainJob | Model) -> None:
