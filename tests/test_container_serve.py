@@ -110,9 +110,9 @@ def test_errors_have_a_code_and_a_sentence_and_no_stack(worker: Worker) -> None:
     (worker.root / "out" / "blocked" / "result").write_text("a file where a folder must be")
     for answer, status, code in (
         (worker.client.post("/invocations", content=b"{"), 400, "bad_invocation"),
-        (worker.invoke("bad", sampler_name="Eular"), 400, "unknown_sampler"),
-        (worker.invoke("bad", enable_hr=True), 400, "unsupported_field"),
-        (worker.invoke("bad", "broken.safetensors"), 400, "checkpoint_unreadable"),
+        (worker.invoke("bad1", sampler_name="Eular"), 400, "unknown_sampler"),
+        (worker.invoke("bad2", enable_hr=True), 400, "unsupported_field"),
+        (worker.invoke("bad3", "broken.safetensors"), 400, "checkpoint_unreadable"),
         (worker.invoke("blocked"), 500, "internal_error"),
     ):
         assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.samplers import Walk
 from middleware_api.container.schedules import Plan, timestep_of
+from middleware_api.container.storage import sha256_of
 
 PREVIEW_LATENTS = 16
 
@@ -246,7 +246,4 @@ def _sha256(path: Path) -> str:
     if not path.is_file():  # the loader says so in its own words
         return ""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_of(file)

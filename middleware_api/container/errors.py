@@ -3,7 +3,9 @@
 ContainerError
 ├── BadRequest            400  the caller's request cannot be done as written
 ├── CheckpointUnreadable  400  a weights file is not what the engine can load
-├── DiskFull              507  no room for pictures
+├── DiskFull              507  no room for pictures or weights
+├── FailedBefore          409  the job came again after it had failed
+├── StorageUnreachable    503  the object store does not take or give objects
 ├── Unforeseen            500  a fault of ours; the log has the traceback
 ├── WorkerStopping        503  the process is going away, queue the job again
 └── Unauthorized          401  the worker token is missing or wrong
@@ -37,10 +39,24 @@ class CheckpointUnreadable(ContainerError):
 
 
 class DiskFull(ContainerError):
-    """The object store has no room left."""
+    """The object store, or the disk that weights are copied to, has no room left."""
 
     status = 507
     code = "disk_full"
+
+
+class FailedBefore(ContainerError):
+    """The job has ended already; the message is the one it failed with then."""
+
+    status = 409
+    code = "failed_before"
+
+
+class StorageUnreachable(ContainerError):
+    """The object store does not answer, or refuses what a worker must be able to do."""
+
+    status = 503
+    code = "storage_unreachable"
 
 
 class Unforeseen(ContainerError):

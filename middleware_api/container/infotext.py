@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import PurePath
 
 from middleware_api import __version__
 from middleware_api.container.checkpoint import StableDiffusion
@@ -66,12 +67,17 @@ def infotext(request: GenerationRequest, model: StableDiffusion, index: int) -> 
 
 def info(
     request: GenerationRequest,
-    model: StableDiffusion,
+    model_name: str,
+    sha256: str,
     infotexts: Sequence[str],
     warnings: Sequence[str],
     started: datetime,
 ) -> dict[str, object]:
-    """The `info` object of the WebUI 1.10.1 API, plus `warnings`."""
+    """The `info` object of the WebUI 1.10.1 API, plus `warnings`.
+
+    `model_name` is the checkpoint's file name. A job that was cancelled early has no model: then
+    `sha256` may be empty.
+    """
     count = len(infotexts)
     return {
         "prompt": request.prompt,
@@ -91,8 +97,8 @@ def info(
         "batch_size": request.batch_size,
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": model.title,
-        "sd_model_hash": model.sha256[:10],
+        "sd_model_name": PurePath(model_name).stem,
+        "sd_model_hash": sha256[:10],
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,

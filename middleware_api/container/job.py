@@ -7,8 +7,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, cast
 
@@ -21,12 +22,13 @@ from middleware_api.container.engine import CheckpointFile, Engine, Step
 from middleware_api.container.errors import (
     BadRequest,
     ContainerError,
+    FailedBefore,
     JobCancelled,
     Unforeseen,
     WorkerStopping,
 )
-from middleware_api.container.request import parse_request
-from middleware_api.container.storage import FolderStorage
+from middleware_api.container.request import GenerationRequest, parse_request
+from middleware_api.container.storage import Storage
 
 PROGRESS_SECONDS = 0.5
 logger = logging.getLogger(__name__)
@@ -48,7 +50,9 @@ def parse_invocation(body: bytes) -> contract.Invocation:
     checkpoints = raw.get("checkpoints")
     parts = ("type", "name", "key", "sha256")
     if not isinstance(checkpoints, list) or not all(
-        isinstance(c, dict) and all(isinstance(c.get(part), str) for part in parts)
+        isinstance(c, dict)
+        and all(isinstance(c.get(part), str) for part in parts)
+        and type(c.get("size")) is int
         for c in checkpoints
     ):
         raise BadRequest(
@@ -66,34 +70,41 @@ class JobRunner:
     """
 
     engine: Engine
-    storage: FolderStorage
+    storage: Storage
     stopping: threading.Event
     clock: Callable[[], float] = time.time
 
     def run(self, invocation: contract.Invocation) -> contract.InvocationResult:
         """Raises ContainerError; pictures that were finished before are kept either way.
 
-        The end is also written as the job's outcome, unless the job is to go again.
+        The end is also written as the job's outcome, unless the job is to go again. A job that
+        has an outcome when it comes is not run: queues may deliver twice.
         """
         job_id = invocation["job_id"]
+        with _in_words(job_id):  # outside of what notes failures: a good outcome may be there
+            earlier = self._earlier_outcome(job_id)
+        if earlier is not None:
+            return earlier
         try:
-            result = self._run(invocation)
+            with _in_words(job_id):
+                result = self._run(invocation)
         except WorkerStopping:
             raise
         except ContainerError as error:
             self._note_outcome(job_id, contract.Outcome(result=None, failure=str(error)))
             raise
-        except Exception as error:
-            logger.exception("failed job=%s", job_id)
-            fault = Unforeseen(
-                f"The worker failed on job {job_id} for a reason it did not foresee "
-                f"({type(error).__name__}). Its log has the details; try again, and report it if "
-                "it happens twice."
-            )
-            self._note_outcome(job_id, contract.Outcome(result=None, failure=str(fault)))
-            raise fault from error
         self._note_outcome(job_id, contract.Outcome(result=result, failure=None))
         return result
+
+    def _earlier_outcome(self, job_id: str) -> contract.InvocationResult | None:
+        """Raises FailedBefore; None for a job that has not ended."""
+        try:
+            outcome: contract.Outcome = json.loads(self.storage.read(contract.outcome_key(job_id)))
+        except FileNotFoundError:
+            return None
+        if outcome["result"] is None:
+            raise FailedBefore(outcome["failure"])
+        return outcome["result"]
 
     def _note_outcome(self, job_id: str, outcome: contract.Outcome) -> None:
         try:
@@ -106,51 +117,72 @@ class JobRunner:
             raise _stopping()
         job_id = invocation["job_id"]
         started = datetime.fromtimestamp(self.clock(), timezone.utc).astimezone()
-        try:
-            content = self.storage.read(invocation["params_key"])
-        except FileNotFoundError as error:
-            raise BadRequest(
-                f"The parameters {invocation['params_key']} are not in the object store. "
-                "Submit the job again.",
-                "missing_params",
-            ) from error
+        content = self._params(invocation["params_key"])
         request = parse_request(invocation["task_type"], content, random.Random())
-        checkpoint, others = _choose_checkpoint(invocation["checkpoints"], self.storage)
+        checkpoint, ignored = _choose_checkpoint(invocation["checkpoints"])
+        made = _Made(checkpoint["sha256"])
         reporter = ProgressReporter(self.storage, job_id, self.clock)
-        warnings = [*others, *self.engine.warnings(request)]
-        keys: list[str] = []
-        texts: list[str] = []
-        status = contract.InferenceState.SUCCEEDED
         try:
-            reporter.phase("loading checkpoint")
-            with self.engine.load(checkpoint) as model:
-                reporter.draw = lambda clean: self._preview(model, clean)
-
-                def on_step(step: Step) -> None:
-                    reporter.step(step)
-                    self._stop_if_asked(job_id)
-
-                for picture in self.engine.generate(model, request, on_step):
-                    key = contract.image_key(job_id, picture.index, request.image_format)
-                    encoded = pictures.encode(picture.image, request.image_format, picture.infotext)
-                    self.storage.write(key, encoded)
-                    keys.append(key)
-                    texts.append(picture.infotext)
-                reporter.phase("done")
-                info = infotext.info(request, model, texts, warnings, started)
+            self._make(job_id, request, checkpoint, made, reporter)
+            status = contract.InferenceState.SUCCEEDED
+            reporter.phase("done")
         except JobCancelled:
             status = contract.InferenceState.CANCELLED
             reporter.phase("cancelled")
-            info = infotext.info(request, model, texts, warnings, started)
         finally:
             reporter.close()
+        warnings = [*ignored, *self.engine.warnings(request)]
+        info = infotext.info(
+            request, checkpoint["name"], made.model_sha256, made.infotexts, warnings, started
+        )
         return contract.InvocationResult(
             job_id=job_id,
             status=status.value,
-            images=keys,
+            images=made.keys,
             parameters=_echo(content),
             info=json.dumps(info, ensure_ascii=False),
         )
+
+    def _params(self, key: str) -> bytes:
+        try:
+            return self.storage.read(key)
+        except FileNotFoundError as error:
+            raise BadRequest(
+                f"The parameters {key} are not in the object store. Submit the job again.",
+                "missing_params",
+            ) from error
+
+    def _make(
+        self,
+        job_id: str,
+        request: GenerationRequest,
+        checkpoint: contract.ContainerCheckpoint,
+        made: _Made,
+        reporter: ProgressReporter,
+    ) -> None:
+        """Fills `made`; raises JobCancelled with what was finished until then."""
+        # A job that was cancelled while it waited must cost nothing: it may be all that this
+        # machine was started for.
+        self._stop_if_asked(job_id)
+        reporter.phase("fetching checkpoint")
+        path = self.storage.weights(checkpoint)
+        self._stop_if_asked(job_id)
+        reporter.phase("loading checkpoint")
+        file = CheckpointFile(path, checkpoint["name"], checkpoint["key"], checkpoint["sha256"])
+        with self.engine.load(file) as model:
+            made.model_sha256 = model.sha256
+            reporter.draw = lambda clean: self._preview(model, clean)
+
+            def on_step(step: Step) -> None:
+                reporter.step(step)
+                self._stop_if_asked(job_id)
+
+            for picture in self.engine.generate(model, request, on_step):
+                key = contract.image_key(job_id, picture.index, request.image_format)
+                encoded = pictures.encode(picture.image, request.image_format, picture.infotext)
+                self.storage.write(key, encoded)
+                made.keys.append(key)
+                made.infotexts.append(picture.infotext)
 
     def _stop_if_asked(self, job_id: str) -> None:
         if self.stopping.is_set():
@@ -162,6 +194,15 @@ class JobRunner:
         return pictures.encode_preview(self.engine.preview(model, clean))
 
 
+@dataclass
+class _Made:
+    """What a job has come to so far; the model's hash is "" when nobody knows it yet."""
+
+    model_sha256: str
+    keys: list[str] = field(default_factory=list)
+    infotexts: list[str] = field(default_factory=list)
+
+
 class ProgressReporter:
     """Writes a job's progress and preview from its own thread, at most twice a second.
 
@@ -170,7 +211,7 @@ class ProgressReporter:
     """
 
     def __init__(
-        self, storage: FolderStorage, job_id: str, clock: Callable[[], float] = time.time
+        self, storage: Storage, job_id: str, clock: Callable[[], float] = time.time
     ) -> None:
         self.draw: Callable[[Tensor], bytes] | None = None
         self._storage, self._job_id, self._clock = storage, job_id, clock
@@ -235,8 +276,8 @@ class ProgressReporter:
 
 
 def _choose_checkpoint(
-    checkpoints: list[contract.ContainerCheckpoint], storage: FolderStorage
-) -> tuple[CheckpointFile, list[str]]:
+    checkpoints: list[contract.ContainerCheckpoint],
+) -> tuple[contract.ContainerCheckpoint, list[str]]:
     """The checkpoint to sample with, and a warning for each file the engine cannot use yet."""
     wanted = contract.CheckpointType.STABLE_DIFFUSION.value
     chosen = next((c for c in checkpoints if c["type"] == wanted), None)
@@ -244,13 +285,28 @@ def _choose_checkpoint(
         raise BadRequest(
             "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"
         )
-    path = storage.local_path(chosen["key"])
     others = [
         f"{c['type']} file {c['name']} is not supported yet and was ignored."
         for c in checkpoints
         if c is not chosen
     ]
-    return CheckpointFile(path, chosen["name"], chosen["key"], chosen["sha256"]), others
+    return chosen, others
+
+
+@contextmanager
+def _in_words(job_id: str) -> Iterator[None]:
+    """Turns a fault of ours into Unforeseen; the log has its traceback."""
+    try:
+        yield
+    except ContainerError:
+        raise
+    except Exception as error:
+        logger.exception("failed job=%s", job_id)
+        raise Unforeseen(
+            f"The worker failed on job {job_id} for a reason it did not foresee "
+            f"({type(error).__name__}). Its log has the details; try again, and report it if "
+            "it happens twice."
+        ) from error
 
 
 def _echo(content: bytes) -> dict[str, object]:

@@ -30,10 +30,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from middleware_api.container.engine import Engine
-from middleware_api.container.errors import ContainerError, Unauthorized
+from middleware_api.container.errors import ContainerError, StorageUnreachable, Unauthorized
 from middleware_api.container.job import JobRunner, parse_invocation
 from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.storage import FolderStorage
+from middleware_api.container.storage import FolderStorage, Storage
 
 logger = logging.getLogger("middleware_api.container")
 
@@ -41,11 +41,27 @@ DEFAULT_CACHE_BYTES = 6 * 1024**3  # one SD 1.5 in single precision and room bes
 """Bound of the weights kept in memory when SDAWS_CACHE_BYTES is not set."""
 
 
+DEFAULT_WEIGHTS_DIR = "/tmp/weights"
+"""Where weights from a bucket are kept when SDAWS_WEIGHTS_DIR is not set."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An object store in S3, and the folder that its weights are copied to.
+
+    Without a `region` boto3 looks for one itself, but not in AWS_REGION.
+    """
+
+    name: str
+    weights: Path
+    region: str | None = None
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What the process is told from outside, read once."""
+    """What the process is told from outside, read once. `objects` is a folder or a bucket."""
 
-    objects: Path
+    objects: Path | Bucket
     cache_bytes: int
     threads: int
     worker_token: str
@@ -53,8 +69,6 @@ class Settings:
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
         """Raises ValueError naming the variable that is missing or wrong."""
-        if not environment.get("SDAWS_OBJECTS"):
-            raise ValueError("SDAWS_OBJECTS must name the folder of the object store.")
         numbers = {"SDAWS_CACHE_BYTES": DEFAULT_CACHE_BYTES, "SDAWS_THREADS": 1}
         for name in numbers:
             value = environment.get(name, "")
@@ -62,24 +76,51 @@ class Settings:
                 raise ValueError(f"{name} must be a whole number above 0, not {value!r}.")
             numbers[name] = int(value or numbers[name])
         return Settings(
-            objects=Path(environment["SDAWS_OBJECTS"]),
+            objects=_objects(environment),
             cache_bytes=numbers["SDAWS_CACHE_BYTES"],
             threads=numbers["SDAWS_THREADS"],
             worker_token=environment.get("SDAWS_WORKER_TOKEN", ""),
         )
 
 
-def create_app(settings: Settings, runner: JobRunner) -> Starlette:
+def _objects(environment: Mapping[str, str]) -> Path | Bucket:
+    folder, bucket = environment.get("SDAWS_OBJECTS"), environment.get("SDAWS_BUCKET")
+    if folder and bucket:
+        raise ValueError(
+            "SDAWS_OBJECTS and SDAWS_BUCKET both name an object store. Set one of the two."
+        )
+    if folder:
+        return Path(folder)
+    if bucket:
+        weights = Path(environment.get("SDAWS_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR)
+        return Bucket(bucket, weights, environment.get("AWS_REGION") or None)
+    raise ValueError(
+        "SDAWS_OBJECTS must name the folder of the object store, or SDAWS_BUCKET its bucket in S3."
+    )
+
+
+def open_storage(objects: Path | Bucket) -> Storage:
+    """The storage that the settings name."""
+    if isinstance(objects, Path):
+        return FolderStorage(objects)
+    # boto3 takes a second to import and is not installed where there is no bucket.
+    from middleware_api.container.s3_storage import S3Storage, s3_client
+
+    client = s3_client(objects.region)
+    return S3Storage(client, objects.name, objects.weights, time.monotonic)
+
+
+def create_app(worker_token: str, runner: JobRunner) -> Starlette:
     """The two routes over one runner, which is used by one job at a time."""
     busy = threading.Lock()
 
     async def ping(request: Request) -> Response:
         if runner.stopping.is_set():
             return _error(503, "worker_stopping", "This worker is shutting down.")
-        if not os.access(settings.objects, os.R_OK | os.W_OK):
-            return _error(
-                503, "storage_unreachable", "The object store's folder cannot be written."
-            )
+        try:
+            runner.storage.check()
+        except StorageUnreachable as error:
+            return _error(error.status, error.code, str(error))
         return JSONResponse({"status": "ok"})
 
     def run(body: bytes) -> Response:
@@ -98,7 +139,7 @@ def create_app(settings: Settings, runner: JobRunner) -> Starlette:
 
     async def invocations(request: Request) -> Response:
         try:
-            _authorise(request, settings.worker_token)
+            _authorise(request, worker_token)
             return await run_in_threadpool(run, await request.body())
         except ContainerError as error:
             return _error(error.status, error.code, str(error))
@@ -159,11 +200,14 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stopping = threading.Event()
     engine = Engine(device, settings.cache_bytes, PromptEncoder())
-    runner = JobRunner(engine, FolderStorage(settings.objects), stopping)
+    runner = JobRunner(engine, open_storage(settings.objects), stopping)
     listener = socket.create_server((options.host, options.port))
     url = f"http://{options.host}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
-        create_app(settings, runner), log_config=None, log_level="warning", lifespan="off"
+        create_app(settings.worker_token, runner),
+        log_config=None,
+        log_level="warning",
+        lifespan="off",
     )
     Server(config, url, stopping).run(sockets=[listener])
 

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
 
-from middleware_api.container.errors import BadRequest, DiskFull
+from middleware_api.container.errors import BadRequest, DiskFull, StorageUnreachable
+from middleware_api.contract import ContainerCheckpoint
 
+PARTIAL = ".*.part"
+"""Pattern of the names of files that are not whole yet."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Storage(Protocol):
+    """Where jobs' objects and weights lie.
+
+    Every method raises ContainerError; BadRequest for a key that is not a relative path.
+    """
+
+    def exists(self, key: str) -> bool:
+        """Cheap enough to be asked at every sampler step: a no may be a second old."""
+
+    def read(self, key: str) -> bytes:
+        """Raises FileNotFoundError when there is no such object."""
+
+    def write(self, key: str, content: bytes) -> None:
+        """Readers see the old object or the whole new one."""
+
+    def weights(self, checkpoint: ContainerCheckpoint) -> Path:
+        """The checkpoint's file on this machine, named as its key ends.
+
+        May take minutes. A file that is missing is told of here or when it is opened.
+        """
+
+    def check(self) -> None:
+        """Raises StorageUnreachable when this process cannot store anything any more."""
 
 
 class FolderStorage:
@@ -18,35 +50,68 @@ class FolderStorage:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def local_path(self, key: str) -> Path:
-        """Where the object lies on this machine; raises BadRequest when the key leaves the root."""
-        parts = PurePosixPath(key).parts
-        if not parts or key.startswith("/") or ".." in parts or "\0" in key:
-            raise BadRequest(f"Object key {key!r} is not a relative path.", "bad_key")
-        return self.root.joinpath(*parts)
-
     def exists(self, key: str) -> bool:
-        return self.local_path(key).exists()
+        """See `Storage`; a no is never old."""
+        return self._path(key).exists()
 
     def read(self, key: str) -> bytes:
-        """Raises FileNotFoundError when there is no such object."""
-        return self.local_path(key).read_bytes()
+        """See `Storage`."""
+        return self._path(key).read_bytes()
 
     def write(self, key: str, content: bytes) -> None:
-        """Readers see the old object or the whole new one; raises DiskFull."""
-        path = self.local_path(key)
-        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        """See `Storage`; raises DiskFull."""
+        no_room = (
+            f"No room left to write {len(content)} bytes to {key}. Free disk space under the "
+            "object store, then run the job again."
+        )
+        with whole_file(self._path(key), no_room) as file:
+            file.write(content)
+
+    def weights(self, checkpoint: ContainerCheckpoint) -> Path:
+        """See `Storage`; whoever opens the file finds out whether it is there."""
+        return self._path(checkpoint["key"])
+
+    def check(self) -> None:
+        """See `Storage`."""
+        if not os.access(self.root, os.R_OK | os.W_OK):
+            raise StorageUnreachable("The object store's folder cannot be written.")
+
+    def _path(self, key: str) -> Path:
+        return self.root.joinpath(*key_parts(key))
+
+
+def key_parts(key: str) -> tuple[str, ...]:
+    """The names a key is made of; raises BadRequest when they would lead out of a folder."""
+    parts = PurePosixPath(key).parts
+    if not parts or key.startswith("/") or ".." in parts or "\0" in key:
+        raise BadRequest(f"Object key {key!r} is not a relative path.", "bad_key")
+    return parts
+
+
+@contextmanager
+def whole_file(path: Path, no_room: str) -> Iterator[BinaryIO]:
+    """A new file that gets its name when it is complete, and leaves nothing when it fails.
+
+    Raises DiskFull, in the words of `no_room`.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_bytes(content)
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise DiskFull(
-                    f"No room left to write {len(content)} bytes to {key}. Free disk space under "
-                    "the object store, then run the job again."
-                ) from error
-            raise
+            with partial.open("x+b") as file:
+                yield file
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(no_room) from error
+        raise
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hex digest of the rest of an open file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
