@@ -16,6 +16,16 @@ _OTHER_ACTIONS: dict[tuple[str, str], tuple[str, ...]] = {
         "application-autoscaling:RegisterScalableTarget",
         # The first target of an account makes the role by which SageMaker is scaled.
         "iam:CreateServiceLinkedRole",
+        # SageMaker's guide asks them of whoever registers an endpoint.
+        "sagemaker:DescribeEndpoint",
+        "sagemaker:DescribeEndpointConfig",
+        "sagemaker:UpdateEndpointWeightsAndCapacities",
+    ),
+    ("application-autoscaling", "put_scaling_policy"): (
+        "application-autoscaling:PutScalingPolicy",
+        "cloudwatch:DeleteAlarms",
+        "cloudwatch:DescribeAlarms",
+        "cloudwatch:PutMetricAlarm",
     ),
     ("dynamodb", "transact_write_items"): (
         "dynamodb:ConditionCheckItem",

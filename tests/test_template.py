@@ -6,13 +6,19 @@ That it deploys and answers is told under tests/deploy.
 from __future__ import annotations
 
 import zipfile
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import middleware_api.aws
 from middleware_api.api.reference import service_description
+from middleware_api.aws.settings import AwsSettings, read_aws_settings
+from middleware_api.aws.table import EXPIRES, schema
 from middleware_api.deploy import package
 from middleware_api.deploy.routes import routes, with_routes
+from tests.aws_calls import actions, called_operations
 from tests.cloudformation import (
     TEMPLATE,
     Json,
@@ -25,8 +31,28 @@ from tests.cloudformation import (
 )
 
 # AWS has these act on no resource that could be named.
-WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken"}
+WITHOUT_RESOURCE = {"ecr:GetAuthorizationToken", "cloudwatch:GetMetricData"}
 FUNCTION_ROLES = ("ApiRole", "EventRole")
+ADAPTERS = sorted(Path(middleware_api.aws.__file__).parent.glob("*.py"))
+# What the adapters call, by boto3's names.
+SERVICES = (
+    "application-autoscaling",
+    "cloudwatch",
+    "dynamodb",
+    "s3",
+    "sagemaker",
+    "sagemaker-runtime",
+    "secretsmanager",
+    "sqs",
+)
+# What Lambda does with a function's role by itself.
+LAMBDAS_OWN = {
+    "logs:CreateLogStream",
+    "logs:PutLogEvents",
+    "sqs:DeleteMessage",
+    "sqs:GetQueueAttributes",
+    "sqs:ReceiveMessage",
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +101,32 @@ def test_functions_hand_on_only_the_containers_role_and_only_to_sagemaker(templa
         assert passing[0]["Condition"] == {
             "StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}
         }
+
+
+def test_the_functions_may_do_what_their_code_calls_and_nothing_else(template: Json) -> None:
+    needed = actions(called_operations(ADAPTERS, SERVICES))
+    allowed = set().union(*(actions_of(template, role) for role in FUNCTION_ROLES))
+    assert allowed - LAMBDAS_OWN == needed | {"iam:PassRole"}
+
+
+def test_the_table_is_the_one_that_the_adapter_reads(template: Json) -> None:
+    table = of_type(template, "AWS::DynamoDB::Table")["Table"]
+    assert {name: table[name] for name in schema()} == schema()
+    assert table["TimeToLiveSpecification"] == {"AttributeName": EXPIRES, "Enabled": True}
+
+
+def test_the_functions_are_told_all_that_they_ask_for(template: Json) -> None:
+    function = template["Globals"]["Function"]
+    names = function["Environment"]["Variables"]
+    assert read_aws_settings(dict.fromkeys(names, "given"))
+    asked = {f"SDAWS_{field.name.upper()}" for field in fields(AwsSettings)}
+    assert set(names) <= asked
+
+
+def test_the_handlers_are_there(template: Json) -> None:
+    for function in of_type(template, "AWS::Serverless::Function").values():
+        module, _, name = function["Handler"].rpartition(".")
+        assert callable(getattr(import_module(module), name))
 
 
 def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template: Json) -> None:

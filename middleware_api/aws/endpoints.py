@@ -99,7 +99,6 @@ class SageMakerEndpoints:
                     sagemaker.create_endpoint,
                     EndpointName=name,
                     EndpointConfigName=name,
-                    Tags=[{"Key": "sdaws:endpoint", "Value": endpoint.id}],
                 )
         except Conflict:
             # After any other error the reconciler goes on where this has stopped.
