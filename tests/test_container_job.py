@@ -21,11 +21,15 @@ from middleware_api.container.errors import (
     CheckpointUnreadable,
     ContainerError,
     DiskFull,
+    FailedBefore,
+    Unforeseen,
     WorkerStopping,
 )
 from middleware_api.container.job import JobRunner, ProgressReporter, parse_invocation
 from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.s3_storage import S3Storage
 from middleware_api.container.storage import FolderStorage
+from tests.aws import BUCKET, aws
 from tests.engine_checkpoints import write_checkpoint
 
 JOB = "5a1e"
@@ -53,12 +57,20 @@ def invocation(**changes: Any) -> contract.Invocation:
 
 
 class Watched(FolderStorage):
-    """A real folder that remembers what was written, and runs `after_write` once it is there."""
+    """A real folder that remembers what was written, and runs `after_write` once it is there.
+
+    `before_weights` runs while the job waits for its checkpoint.
+    """
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.written: list[str] = []
         self.after_write = lambda key: None
+        self.before_weights = lambda: None
+
+    def weights(self, checkpoint: contract.ContainerCheckpoint) -> Path:
+        self.before_weights()
+        return super().weights(checkpoint)
 
     def write(self, key: str, content: bytes) -> None:
         super().write(key, content)
@@ -156,14 +168,55 @@ def test_a_cancelled_job_stops_at_the_next_step_and_keeps_what_is_finished(
     assert progress["phase"] == "cancelled"
 
 
-def test_a_job_cancelled_before_it_starts_makes_nothing(
+def refuse_weights() -> None:
+    raise AssertionError("nobody wants the weights")
+
+
+def test_a_job_cancelled_before_it_starts_costs_nothing(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage, tiling=True)
+    storage.write(contract.cancel_key(JOB), b"")
+    storage.written.clear()
+    storage.before_weights = refuse_weights
+    sha256 = "ab" * 32
+    wanted = [{**invocation()["checkpoints"][0], "sha256": sha256}]
+    result = runner.run(invocation(checkpoints=wanted))
+    assert (result["status"], result["images"]) == ("cancelled", [])
+    assert result["parameters"] == FIELDS | {"tiling": True}
+    info = json.loads(result["info"])
+    assert (info["sd_model_name"], info["sd_model_hash"]) == ("tiny", sha256[:10])
+    assert (info["infotexts"], len(info["warnings"])) == ([], 1)
+    assert storage.progress()["step"] == 0
+    assert storage.progress()["phase"] == "cancelled"
+    assert storage.written == [contract.progress_key(JOB), contract.outcome_key(JOB)]
+
+
+def test_a_job_cancelled_while_its_checkpoint_is_fetched_does_not_load_it(
     runner: JobRunner, storage: Watched
 ) -> None:
     submit(storage)
-    storage.write(contract.cancel_key(JOB), b"")
-    result = runner.run(invocation())
-    assert (result["status"], result["images"]) == ("cancelled", [])
-    assert storage.progress()["step"] == 0
+    storage.before_weights = lambda: storage.write(contract.cancel_key(JOB), b"")
+    wanted = [{**invocation()["checkpoints"][0], "key": "never opened.safetensors"}]
+    assert runner.run(invocation(checkpoints=wanted))["status"] == "cancelled"
+
+
+def test_progress_tells_of_the_fetching_while_it_lasts(runner: JobRunner, storage: Watched) -> None:
+    phases: list[str] = []
+    told = threading.Event()
+
+    def look(key: str) -> None:
+        if key == contract.progress_key(JOB):
+            phases.append(storage.progress()["phase"])
+            told.set()
+
+    def fetch() -> None:
+        assert told.wait(10)
+
+    submit(storage)
+    storage.after_write, storage.before_weights = look, fetch
+    runner.run(invocation())
+    assert (phases[0], phases[-1]) == ("fetching checkpoint", "done")
 
 
 def test_a_stopping_worker_gives_the_job_back(runner: JobRunner, storage: Watched) -> None:
@@ -176,6 +229,87 @@ def test_a_stopping_worker_gives_the_job_back(runner: JobRunner, storage: Watche
     assert storage.progress()["step"] == 3
     with pytest.raises(WorkerStopping):
         runner.run(invocation())
+
+
+def test_a_job_that_comes_again_after_its_end_is_not_run_again(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage)
+    first = runner.run(invocation())
+    assert storage.written[-1] == contract.outcome_key(JOB)
+    storage.written.clear()
+    storage.before_weights = refuse_weights
+    assert runner.run(invocation()) == first
+    assert storage.written == []
+
+
+def test_a_cancelled_job_that_comes_again_is_still_cancelled(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage)
+    storage.write(contract.cancel_key(JOB), b"")
+    first = runner.run(invocation())
+    (storage.root / contract.cancel_key(JOB)).unlink()
+    assert runner.run(invocation()) == first
+
+
+def test_a_failed_job_that_comes_again_fails_in_the_same_words(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage, sampler_name="Eular")
+    with pytest.raises(BadRequest) as first:
+        runner.run(invocation())
+    key = contract.params_key(contract.TaskType.TXT2IMG, JOB)
+    storage.write(key, json.dumps(FIELDS).encode())
+    storage.written.clear()
+    with pytest.raises(FailedBefore) as second:
+        runner.run(invocation())
+    assert str(second.value) == str(first.value)
+    assert storage.written == []
+
+
+def test_a_job_that_was_given_back_is_run_when_it_comes_again(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage)
+    storage.before_weights = runner.stopping.set
+    with pytest.raises(WorkerStopping):
+        runner.run(invocation())
+    assert not storage.exists(contract.outcome_key(JOB))
+    runner.stopping.clear()
+    storage.before_weights = lambda: None
+    assert runner.run(invocation())["images"] == [contract.image_key(JOB, 0)]
+
+
+def test_an_outcome_that_cannot_be_read_is_not_written_over(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage)
+    (storage.root / contract.outcome_key(JOB)).mkdir(parents=True)
+    storage.written.clear()
+    with pytest.raises(Unforeseen, match=r"IsADirectoryError.*Its log has the details"):
+        runner.run(invocation())
+    assert storage.written == []
+
+
+def test_sampling_from_s3_costs_no_request_a_step(engine: Engine, tmp_path: Path) -> None:
+    weights = write_checkpoint(tmp_path / "tiny.safetensors").read_bytes()
+    wanted = [{**invocation()["checkpoints"][0], "size": len(weights)}]
+    with aws() as account:
+        storage = S3Storage(account.client("s3"), BUCKET, tmp_path / "weights", lambda: 0.0)
+        storage.write(CHECKPOINT, weights)
+        fields = FIELDS | {"steps": 40}
+        storage.write(
+            contract.params_key(contract.TaskType.TXT2IMG, JOB), json.dumps(fields).encode()
+        )
+        with account.counted() as calls:
+            result = JobRunner(engine, storage, threading.Event()).run(
+                invocation(checkpoints=wanted)
+            )
+        assert storage.read(result["images"][0]).startswith(b"\x89PNG")
+        assert calls[:3] == ["GetObject", "GetObject", "HeadObject"]  # outcome, params, marker
+        assert calls.count("HeadObject") == 2  # the other one belongs to the download
+        assert calls[-1] == "PutObject"
 
 
 def test_the_second_job_finds_the_weights_in_memory(runner: JobRunner, storage: Watched) -> None:
@@ -232,6 +366,10 @@ def test_each_failure_says_what_to_do(runner: JobRunner, storage: Watched) -> No
         ({"output_prefix": "elsewhere/"}, "output_prefix is not the job's own"),
         ({"checkpoints": None}, "checkpoints must be a list"),
         ({"checkpoints": [{"type": "VAE"}]}, "checkpoints must be a list"),
+        (
+            {"checkpoints": [{**invocation()["checkpoints"][0], "size": "1"}]},
+            "checkpoints must be a list",
+        ),
     ],
     ids=str,
 )

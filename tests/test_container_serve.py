@@ -7,16 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
 
 from middleware_api import contract
-from middleware_api.container.serve import Settings
+from middleware_api.container.serve import Bucket, Settings
+from middleware_api.container.storage import FolderStorage
 from tests.engine_checkpoints import write_checkpoint
 from tests.server import REPOSITORY, until
 
@@ -24,16 +28,72 @@ TOKEN = "worker-secret"
 CHECKPOINT = "Stable-diffusion/checkpoint/c1/tiny.safetensors"
 
 
-class Worker:
-    """`serve` on a free port, with an object store of its own."""
+class S3Double(ThreadingHTTPServer):
+    """As much of S3 as the container asks for, over a folder: one process's moto cannot be asked
+    by another one."""
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        write_checkpoint(root / CHECKPOINT)
+        super().__init__(("127.0.0.1", 0), _S3Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def path_of(self, target: str) -> Path:
+        assert target.startswith("/pictures/"), target
+        return self.root / unquote(target).partition("?")[0].removeprefix("/pictures/")
+
+
+class _S3Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: S3Double
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        FolderStorage(self.server.root).write(
+            str(self.server.path_of(self.path).relative_to(self.server.root)), content
+        )
+        self._answer(200, b"")
+
+    def do_GET(self) -> None:
+        path = self.server.path_of(self.path)
+        if not path.is_file():
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        elif "Range" in self.headers:
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            part = path.read_bytes()[int(first) : int(last) + 1 if last else None]
+            self._answer(206, part)
+        else:
+            self._answer(200, path.read_bytes())
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+class Worker:
+    """`serve` on a free port, with an object store of its own.
+
+    `environment` tells it where that is: in the folder, unless something else is given.
+    """
+
+    def __init__(self, root: Path, *options: str, **environment: str) -> None:
+        self.root = root
+        self.checkpoint_size = write_checkpoint(root / CHECKPOINT).stat().st_size
         self.process = subprocess.Popen(
             [sys.executable, "-m", "middleware_api.container.serve", "--port=0", *options],
             cwd=REPOSITORY,
-            env={**os.environ, "SDAWS_OBJECTS": str(root), "SDAWS_WORKER_TOKEN": TOKEN},
+            env={
+                **os.environ,
+                **(environment or {"SDAWS_OBJECTS": str(root)}),
+                "SDAWS_WORKER_TOKEN": TOKEN,
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -60,7 +120,7 @@ class Worker:
             "task_type": "txt2img",
             "params_key": params,
             "output_prefix": contract.output_prefix(job_id),
-            "checkpoints": [{**file, "size": 1, "sha256": ""}],
+            "checkpoints": [{**file, "size": self.checkpoint_size, "sha256": ""}],
         }
         return self.client.post("/invocations", json=body)
 
@@ -78,7 +138,9 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    running = Worker(tmp_path_factory.mktemp("objects"))
+    root, no_boto3 = tmp_path_factory.mktemp("objects"), tmp_path_factory.mktemp("path")
+    (no_boto3 / "boto3.py").write_text("raise ImportError('there is none on this machine')")
+    running = Worker(root, SDAWS_OBJECTS=str(root), PYTHONPATH=str(no_boto3))
     yield running
     running.process.terminate()
     code, log = running.ended()
@@ -166,11 +228,55 @@ def test_it_reports_a_lost_object_store_and_ends_with_its_parent(tmp_path: Path)
     assert worker.ended()[0] == 0  # closes its stdin, as the end of the parent does
 
 
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Double]:
+    with S3Double(tmp_path / "objects") as double:
+        thread = threading.Thread(target=double.serve_forever)
+        thread.start()
+        yield double
+        double.shutdown()
+        thread.join()
+
+
+def test_the_same_program_works_from_a_bucket(s3: S3Double, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    worker = Worker(
+        s3.root,
+        SDAWS_BUCKET="pictures",
+        SDAWS_WEIGHTS_DIR=str(weights),
+        AWS_REGION="eu-central-1",
+        AWS_ENDPOINT_URL_S3=s3.url,
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+    )
+    assert worker.client.get("/ping").status_code == 200
+    answer = worker.invoke("good")
+    assert answer.status_code == 200, answer.text
+    (key,) = answer.json()["images"]
+    assert (s3.root / key).read_bytes().startswith(b"\x89PNG")
+    assert worker.progress("good")["phase"] == "done"
+    assert [path.name for path in weights.glob("*/*")] == ["tiny.safetensors"]
+    assert worker.invoke("good", seed=2).json() == answer.json()  # delivered twice
+    weights.rename(tmp_path / "elsewhere")
+    assert worker.client.get("/ping").status_code == 503
+    worker.process.terminate()
+    assert worker.ended()[0] == 0
+
+
 def test_settings_are_read_once_and_refused_by_name(tmp_path: Path) -> None:
     given = {"SDAWS_OBJECTS": str(tmp_path), "SDAWS_THREADS": "3", "SDAWS_CACHE_BYTES": "1000"}
     assert Settings.from_environment(given) == Settings(tmp_path, 1000, 3, "")
-    with pytest.raises(ValueError, match="SDAWS_OBJECTS must name"):
-        Settings.from_environment({})
+    with pytest.raises(ValueError, match=r"SDAWS_OBJECTS must name .* or SDAWS_BUCKET"):
+        Settings.from_environment({"SDAWS_OBJECTS": "", "SDAWS_BUCKET": ""})
+    with pytest.raises(ValueError, match="SDAWS_OBJECTS and SDAWS_BUCKET both"):
+        Settings.from_environment(given | {"SDAWS_BUCKET": "pictures"})
     for name in ("SDAWS_THREADS", "SDAWS_CACHE_BYTES"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number above 0"):
             Settings.from_environment(given | {name: "0"})
+
+
+def test_a_bucket_is_set_with_the_folder_for_weights(tmp_path: Path) -> None:
+    given = {"SDAWS_BUCKET": "pictures"}
+    assert Settings.from_environment(given).objects == Bucket("pictures", Path("/tmp/weights"))
+    given |= {"SDAWS_WEIGHTS_DIR": str(tmp_path), "AWS_REGION": "eu-central-1"}
+    assert Settings.from_environment(given).objects == Bucket("pictures", tmp_path, "eu-central-1")
