@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import boto3
-from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import (  # type: ignore[import-untyped]
@@ -153,7 +152,7 @@ def _in_words(key: str) -> Iterator[None]:
             raise FileNotFoundError(key) from error
         request_id = error.response.get("ResponseMetadata", {}).get("RequestId", "unknown")
         raise _unreachable(key, f"{code}, request {request_id}", error) from error
-    except (BotoCoreError, Boto3Error, RetriesExceededError, S3DownloadFailedError) as error:
+    except (BotoCoreError, RetriesExceededError, S3DownloadFailedError) as error:
         raise _unreachable(key, type(error).__name__, error) from error
 
 
