@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
-from middleware_api.fetching import Fetcher
 from middleware_api.ports import Endpoints, Imports, Objects, Records, TrainingJobs
+from middleware_api.remote_files import RemoteFiles
 from middleware_api.services.access import AccessService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
@@ -29,7 +29,7 @@ def make_services(
     endpoints: Endpoints,
     training_jobs: TrainingJobs,
     imports: Imports,
-    fetcher: Fetcher,
+    fetcher: RemoteFiles,
     admin_token: str,
     clock: Callable[[], float],
 ) -> Services:

@@ -20,7 +20,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from urllib.parse import unquote
@@ -30,54 +30,23 @@ import httpx
 
 from middleware_api import __version__
 from middleware_api.contract import is_valid_name
-from middleware_api.errors import ServiceError, TooLarge
 from middleware_api.public_network import NoAddress, NotPublic, Patience, PublicNetwork, Resolve
+from middleware_api.remote_files import (
+    AddressRefused,
+    Download,
+    FetchInterrupted,
+    FetchRefused,
+    FileTooLarge,
+    UrlRefused,
+    parse_url,
+    permitted,
+    shown,
+)
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # Beyond it a header is no name or version of a file; the parsers below never see more.
 _HEADER_MAX = 4096
-_SHOWN_MAX = 200
-
-
-class FetchError(ServiceError):
-    """A download that did not happen; the message shows its URL without the query."""
-
-    status = 502
-    code = "fetch_failed"
-
-
-class FetchInterrupted(FetchError):
-    """The network or the host failed for now; the same request may work later."""
-
-    code = "fetch_interrupted"
-
-
-class FetchRefused(FetchError):
-    """The URL's host does not give this file, or not in a way that can be trusted."""
-
-    code = "fetch_refused"
-
-
-class UrlRefused(FetchRefused):
-    """Not a URL that may be fetched: its scheme, a password in it, no host."""
-
-    status = 422
-    code = "url_refused"
-
-
-class AddressRefused(FetchRefused):
-    """The host has no address, or one that is not public."""
-
-    status = 422
-    code = "address_refused"
-
-
-class FileTooLarge(FetchRefused, TooLarge):
-    """More bytes than the policy allows one file."""
-
-    status = TooLarge.status
-    code = TooLarge.code
 
 
 @dataclass(frozen=True)
@@ -96,30 +65,6 @@ class FetchPolicy:
     slow_seconds: float = 60
     least_bytes_per_second: int = 16 * 1024
     max_redirects: int = 5
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file whose bytes are about to arrive.
-
-    `offset` is where they begin: the one asked for, or 0 when the host starts over (no ranges
-    there, or the file changed). `size` is the whole file's; None when the host does not say,
-    and then a connection that is cut can look like the end. `validator` is what the next try
-    passes to resume; None when the host gives none.
-    """
-
-    file_name: str
-    size: int | None
-    validator: str | None
-    offset: int
-    _chunks: Iterator[bytes] = field(repr=False)
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes from `offset` on, once, in chunks of about 64 KiB.
-
-        Ends only when all announced bytes have come. Raises FetchInterrupted, FetchRefused.
-        """
-        return self._chunks
 
 
 @dataclass(frozen=True)
@@ -207,7 +152,7 @@ class Fetcher:
             url = _redirect_target(answer)
         raise FetchRefused(
             f"The link was redirected more than {self._policy.max_redirects} times, last to "
-            f"{_shown(url)}. Use the file's own link."
+            f"{shown(url)}. Use the file's own link."
         )
 
     def _ask(
@@ -253,7 +198,7 @@ class Fetcher:
                 self._require_fits(answer.url, received)
                 if size is not None and received > size:
                     raise FetchRefused(
-                        f"{_shown(answer.url)} sends more than the {size} bytes it announced. "
+                        f"{shown(answer.url)} sends more than the {size} bytes it announced. "
                         "Tell whoever runs it, or use another link."
                     )
                 patience.earn(len(chunk))
@@ -262,29 +207,15 @@ class Fetcher:
                 patience.resume()
         if size is not None and received < size:
             raise FetchInterrupted(
-                f"{_shown(answer.url)} ended after {received} of {size} bytes. Try again."
+                f"{shown(answer.url)} ended after {received} of {size} bytes. Try again."
             )
 
     def _require_fits(self, url: httpx.URL, size: int) -> None:
         if size > self._policy.max_bytes:
             raise FileTooLarge(
-                f"The file at {_shown(url)} has more than the {self._policy.max_bytes} bytes "
+                f"The file at {shown(url)} has more than the {self._policy.max_bytes} bytes "
                 "that one file may have here."
             )
-
-
-def parse_url(text: str) -> httpx.URL:
-    """The URL that `text` spells, if it may be fetched at all; no network. Raises UrlRefused."""
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
-        raise UrlRefused("This is not a URL. Use one like https://host/file.") from error
-    return _permitted(url)
-
-
-def shown_url(text: str) -> str:
-    """Of a URL that may be fetched, what may be shown to everybody. Raises UrlRefused."""
-    return _shown(parse_url(text))
 
 
 @contextmanager
@@ -304,79 +235,59 @@ def _explained(url: httpx.URL, patience: Patience) -> Iterator[None]:
         ) from error
     except httpcore.TimeoutException as error:
         what = "is too slow" if patience.left() <= 0 else "does not answer"
-        raise FetchInterrupted(f"{_shown(url)} {what}. Try again later.") from error
+        raise FetchInterrupted(f"{shown(url)} {what}. Try again later.") from error
     except httpcore.ConnectError as error:
         if isinstance(error.__cause__, ssl.SSLCertVerificationError):
             raise FetchRefused(
-                f"The host of {_shown(url)} has no valid certificate for its name. Check the "
+                f"The host of {shown(url)} has no valid certificate for its name. Check the "
                 "link, or tell whoever runs the host."
             ) from error
         raise FetchInterrupted(
-            f"The host of {_shown(url)} takes no connection. Check the link, or try again later."
+            f"The host of {shown(url)} takes no connection. Check the link, or try again later."
         ) from error
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-        raise FetchInterrupted(f"{_shown(url)} broke off. Try again.") from error
-
-
-def _permitted(url: httpx.URL) -> httpx.URL:
-    """`url` with the one spelling of its host that everything else compares."""
-    if url.scheme not in ("http", "https"):
-        raise UrlRefused(f"Only http and https are fetched, not '{url.scheme[:_SHOWN_MAX]}'.")
-    if url.userinfo:
-        raise UrlRefused(
-            f"{_shown(url)} carries a user name or password. Use a link that needs none."
-        )
-    host = url.raw_host.decode("ascii").removesuffix(".")
-    if not host or (url.port is not None and not 0 < url.port < 65536):
-        raise UrlRefused("The URL has no host or no possible port. Use one like https://host/file.")
-    return url.copy_with(host=host)
+        raise FetchInterrupted(f"{shown(url)} broke off. Try again.") from error
 
 
 def _redirect_target(answer: _Answer) -> httpx.URL:
     location = answer.headers.get("location")
     if not location:
-        raise FetchRefused(f"{_shown(answer.url)} redirects without saying where to.")
+        raise FetchRefused(f"{shown(answer.url)} redirects without saying where to.")
     try:
         url = answer.url.join(location)
     except (httpx.InvalidURL, ValueError) as error:
-        raise UrlRefused(f"{_shown(answer.url)} redirects to what is not a URL.") from error
-    return _permitted(url)
-
-
-def _shown(url: httpx.URL) -> str:
-    """Scheme, host and path: the query may hold a token, user information a password."""
-    path = url.raw_path.partition(b"?")[0]
-    return f"{url.scheme}://{(url.netloc + path).decode('ascii')}"[:_SHOWN_MAX]
+        raise UrlRefused(f"{shown(answer.url)} redirects to what is not a URL.") from error
+    return permitted(url)
 
 
 def _require_file(answer: _Answer, expected: int) -> None:
     """Raises FetchRefused or FetchInterrupted for everything but a file's own bytes."""
-    shown, status = _shown(answer.url), answer.status
+    where, status = shown(answer.url), answer.status
     if status in (401, 403):
         raise FetchRefused(
-            f"{shown} asks for a login or a token (HTTP {status}). Use a link that works without, "
+            f"{where} asks for a login or a token (HTTP {status}). Use a link that works without, "
             "or download the file yourself and upload it."
         )
     if status in (404, 410):
-        raise FetchRefused(f"There is no file at {shown} (HTTP {status}). Check the link.")
+        raise FetchRefused(f"There is no file at {where} (HTTP {status}). Check the link.")
     if status == 429:
         raise FetchInterrupted(
-            f"The host of {shown} takes no more requests for now (HTTP 429). Try again later."
+            f"The host of {where} takes no more requests for now (HTTP 429). Try again later."
         )
     if status == 408 or status >= 500:
         raise FetchInterrupted(
-            f"The host of {shown} has a fault of its own (HTTP {status}). Try again later."
+            f"The host of {where} has a fault of its own (HTTP {status}). Try again later."
         )
     if status != expected:
-        raise FetchRefused(f"{shown} answers HTTP {status}, not with a file. Check the link.")
+        raise FetchRefused(f"{where} answers HTTP {status}, not with a file. Check the link.")
     content_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type in ("text/html", "application/xhtml+xml"):
         raise FetchRefused(
-            f"{shown} is a web page, maybe a login page, not a file. Use the direct download link."
+            f"{where} is a web page, maybe a login page, not a file. Use the direct download link."
         )
     if answer.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise FetchRefused(
-            f"{shown} sends the file compressed although asked not to. Use another link."
+            f"{where} sends the file compressed although asked not to. Use another link."
         )
 
 
@@ -415,7 +326,7 @@ def _file_name(answer: _Answer, first: httpx.URL) -> str:
     valid = sorted(filter(is_valid_name, names), key=lambda name: "." not in name)
     if not valid:
         raise FetchRefused(
-            f"{_shown(answer.url)} gives the file no name that can be used here (letters, digits, "
+            f"{shown(answer.url)} gives the file no name that can be used here (letters, digits, "
             "spaces and ._-()+[], 255 bytes). Download it and upload it under another name."
         )
     return valid[0]

@@ -11,33 +11,29 @@ from pydantic import TypeAdapter
 
 from middleware_api.contract import CURSOR_HEADER
 from middleware_api.errors import InvalidRequest, StaleRecord
-from middleware_api.records import (
-    Checkpoint,
-    Dataset,
-    Endpoint,
-    InferenceJob,
-    Model,
-    Record,
-    Token,
-    TrainJob,
-)
+from middleware_api.records import Record
 
 R = TypeVar("R", bound=Record)
 
-_ADAPTERS: dict[type[Record], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind)
-    for kind in (InferenceJob, Endpoint, Checkpoint, Model, TrainJob, Dataset, Token)
-}
+
+# Made when they are first needed: all of them would lengthen every cold start.
+_ADAPTERS: dict[type[Record], TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Record]) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def dump_record(record: Record) -> str:
     """The record as JSON."""
-    return _ADAPTERS[type(record)].dump_json(record).decode()
+    return _adapter(type(record)).dump_json(record).decode()
 
 
 def load_record(kind: type[R], text: str) -> R:
     """What `dump_record` wrote."""
-    record: R = _ADAPTERS[kind].validate_json(text)
+    record: R = _adapter(kind).validate_json(text)
     return record
 
 

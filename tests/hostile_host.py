@@ -20,7 +20,8 @@ from typing import Any
 import httpcore
 import pytest
 
-from middleware_api.fetching import Download, Fetcher, FetchError, FetchPolicy
+from middleware_api.fetching import Fetcher, FetchPolicy
+from middleware_api.remote_files import Download, FetchError
 
 PUBLIC, ALSO_PUBLIC, INSIDE = "93.184.216.34", "93.184.216.35", "10.0.0.5"
 TOKEN = "?token=secret"

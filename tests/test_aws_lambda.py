@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -340,6 +342,17 @@ def test_the_gateways_callers_are_told_apart(deployment: Deployment) -> None:
     assert deployment.call("POST", "/endpoints", body, token=made["token"])[0] == 403
     status, refusal = deployment.call("GET", "/nothing")
     assert (status, refusal["code"]) == (404, "not_found")
+
+
+def test_a_function_imports_nothing_that_it_does_not_need() -> None:
+    """Its package has none of these, and each would make every cold start longer."""
+    code = "import sys, middleware_api.aws.handlers; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    unwanted = {"torch", "gradio", "numpy", "PIL", "uvicorn", "sqlite3", "filelock", "diffusers"}
+    assert loaded & unwanted == set()
+    ours = {name.split(".")[1] for name in loaded if name.startswith("middleware_api.")}
+    assert ours & {"embedded", "container", "demo", "deploy"} == set()
 
 
 def test_aws_that_does_not_answer_is_told_in_words(deployment: Deployment) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from middleware_api.fetching import (
+from middleware_api.fetching import Fetcher
+from middleware_api.remote_files import (
     AddressRefused,
-    Fetcher,
     FetchInterrupted,
     FetchRefused,
     UrlRefused,

@@ -9,12 +9,7 @@ from typing import Any
 
 import pytest
 
-from middleware_api.fetching import (
-    FetchError,
-    FetchInterrupted,
-    FetchRefused,
-    FileTooLarge,
-)
+from middleware_api.remote_files import FetchError, FetchInterrupted, FetchRefused, FileTooLarge
 from tests.hostile_host import (
     DATE,
     ETAG,

@@ -47,7 +47,7 @@ from middleware_api.contract import (
     TrainState,
     is_valid_name,
 )
-from middleware_api.fetching import UrlRefused, parse_url
+from middleware_api.remote_files import UrlRefused, parse_url
 
 # So many URLs of this length still fit into one record of a store that bounds them (400 KB).
 IMPORT_FILES_MAX = 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from middleware_api.aws.clients import Clients
@@ -14,8 +16,8 @@ from middleware_api.aws.records import DynamoRecords
 from middleware_api.aws.settings import AwsSettings
 from middleware_api.aws.training import SageMakerTrainingJobs
 from middleware_api.bootstrap import make_services
-from middleware_api.fetching import Fetcher, FetchPolicy
 from middleware_api.no_training import NoTrainingJobs
+from middleware_api.remote_files import Download
 from middleware_api.services.events import EventHandlers, Services
 from middleware_api.settings import IMPORT_MAX_BYTES
 
@@ -28,6 +30,18 @@ class OnAws:
     records: DynamoRecords
     objects: S3Objects
     messages: MessageHandler
+
+
+class _LateFetcher:
+    """`remote_files.RemoteFiles`, whose libraries are not loaded before a file is fetched."""
+
+    @contextmanager
+    def open(self, url: str, offset: int = 0, validator: str | None = None) -> Iterator[Download]:
+        from middleware_api.fetching import Fetcher, FetchPolicy
+
+        fetcher = Fetcher(FetchPolicy(frozenset(), IMPORT_MAX_BYTES))
+        with fetcher.open(url, offset, validator) as download:
+            yield download
 
 
 def on_aws(settings: AwsSettings, clients: Clients) -> OnAws:
@@ -43,7 +57,7 @@ def on_aws(settings: AwsSettings, clients: Clients) -> OnAws:
         endpoints,
         SageMakerTrainingJobs(clients, settings) if settings.training_image else NoTrainingJobs(),
         imports,
-        Fetcher(FetchPolicy(frozenset(), IMPORT_MAX_BYTES)),
+        _LateFetcher(),
         secret["SecretString"],
         time.time,
     )

@@ -22,9 +22,9 @@ from middleware_api.contract import (
     checkpoint_key,
 )
 from middleware_api.errors import ContentDiffers, NotFound, ServiceError, StaleRecord
-from middleware_api.fetching import Download, Fetcher, FetchRefused, shown_url
 from middleware_api.ports import Imports, Objects, Records
 from middleware_api.records import Checkpoint, CheckpointFile, ImportSource
+from middleware_api.remote_files import Download, FetchRefused, RemoteFiles, shown_url
 from middleware_api.services.access import Principal
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.idempotency import claim_id
@@ -56,7 +56,7 @@ class ImportService:
         records: Records,
         objects: Objects,
         imports: Imports,
-        fetcher: Fetcher,
+        fetcher: RemoteFiles,
         checkpoint_service: CheckpointService,
         clock: Callable[[], float],
         new_id: Callable[[], str],

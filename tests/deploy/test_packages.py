@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(120)]
 # The functions' own Python, without its site-packages: only what is uploaded can be imported.
 BARE_PYTHON = (REPOSITORY / ".venv-emulator/bin/python", "-S", "-I")
 
-ELSEWHERE = {"torch", "gradio", "uvicorn", "httpx", "filelock", "numpy", "PIL", "requests"}
+ELSEWHERE = {"torch", "gradio", "uvicorn", "filelock", "numpy", "PIL", "requests"}
 
 
 @pytest.fixture(scope="module")
