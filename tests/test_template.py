@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import middleware_api.aws
+import middleware_api.container.s3_storage
 from middleware_api.api.reference import service_description
 from middleware_api.aws.settings import AwsSettings, read_aws_settings
 from middleware_api.aws.table import EXPIRES, schema
@@ -139,6 +140,13 @@ def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template
         for resource in as_list(statement["Resource"])
     ]
     assert writable == ["${Bucket.Arn}/out/*", "${Bucket.Arn}/sagemaker_output/*"]
+
+
+def test_the_container_may_read_and_write_what_its_code_does(template: Json) -> None:
+    container = Path(middleware_api.container.s3_storage.__file__)
+    needed = actions(called_operations([container], ["s3"]))
+    allowed = {a for a in actions_of(template, "EndpointRole") if a.startswith("s3:")}
+    assert allowed == needed
 
 
 def test_an_event_is_not_handed_out_again_while_the_function_may_be_at_it(template: Json) -> None:

@@ -60,8 +60,9 @@ class Worker:
             "SDAWS_THREADS": str(settings.threads),
             "SDAWS_WORKER_TOKEN": self._token,
         }
-        # The API's token is none of the container's business.
-        environment.pop("SDAWS_API_TOKEN", None)
+        # The API's token is none of the container's business, nor is a bucket: it has a folder.
+        for name in ("SDAWS_API_TOKEN", "SDAWS_BUCKET"):
+            environment.pop(name, None)
         if settings.cache_bytes is not None:
             environment["SDAWS_CACHE_BYTES"] = str(settings.cache_bytes)
         self.process = subprocess.Popen(
