@@ -15,6 +15,7 @@ import pytest
 import middleware_api.aws
 import middleware_api.container.s3_storage
 from middleware_api.api.reference import service_description
+from middleware_api.aws.events import ENDPOINT_CHANGE, TRAINING_CHANGE
 from middleware_api.aws.settings import AwsSettings, read_aws_settings
 from middleware_api.aws.table import EXPIRES, schema
 from middleware_api.deploy import package
@@ -157,6 +158,18 @@ def test_an_event_is_not_handed_out_again_while_the_function_may_be_at_it(templa
         "ReportBatchItemFailures"
     ]
     assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+
+
+def test_the_rules_pass_on_what_the_function_understands(template: Json) -> None:
+    rules = of_type(template, "AWS::Events::Rule")
+    patterns = {
+        rule["EventPattern"]["detail-type"][0]: rule["EventPattern"] for rule in rules.values()
+    }
+    assert set(patterns) == {ENDPOINT_CHANGE, TRAINING_CHANGE}
+    ours = [{"prefix": {"Fn::Sub": "${AWS::StackName}-"}}]
+    assert patterns[ENDPOINT_CHANGE]["detail"] == {"EndpointName": ours}
+    assert patterns[TRAINING_CHANGE]["detail"] == {"TrainingJobName": ours}
+    assert all(pattern["source"] == ["aws.sagemaker"] for pattern in patterns.values())
 
 
 def test_every_log_is_deleted_some_day(template: Json) -> None:

@@ -26,8 +26,8 @@ from middleware_api.services.imports import ImportService
 
 logger = logging.getLogger(__name__)
 
-_ENDPOINT_CHANGE = "SageMaker Endpoint State Change"
-_TRAINING_CHANGE = "SageMaker Training Job State Change"
+ENDPOINT_CHANGE = "SageMaker Endpoint State Change"
+TRAINING_CHANGE = "SageMaker Training Job State Change"
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class MessageHandler:
             self._import(message[IMPORT_FIELD], enough)
         elif message.get("Type") == "Notification":
             self._invocation(json.loads(message["Message"]))
-        elif message.get("detail-type") == _ENDPOINT_CHANGE:
+        elif message.get("detail-type") == ENDPOINT_CHANGE:
             self._endpoint(message["detail"])
-        elif message.get("detail-type") == _TRAINING_CHANGE:
+        elif message.get("detail-type") == TRAINING_CHANGE:
             self._training(message["detail"])
         else:
             raise ValueError(f"a message of no known kind, with the fields {sorted(message)}")
