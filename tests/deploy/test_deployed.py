@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conformance.conform import conform
+from tests.conformance.prepared import Prepared
 from tests.deploy.conftest import Deployment
 from tests.server import until
 
@@ -151,3 +153,13 @@ def tell(deployment: Deployment, kind: str, **detail: str) -> None:
     (queue,) = [url for url in sqs.list_queues()["QueueUrls"] if "EventsQueue" in url]
     event = {"source": "aws.sagemaker", "detail-type": kind, "detail": detail}
     sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
+
+
+def test_the_original_documents_examples_that_need_no_container(
+    deployment: Deployment, api: httpx.Client
+) -> None:
+    prepared = Prepared(api, weights=None)
+    verdicts = list(conform(deployment.api_url, deployment.token, prepared, container=False))
+    faults = [f"{v.example.name}: {v.faults}" for v in verdicts if v.faults]
+    assert len(verdicts) == 52
+    assert faults == []
