@@ -79,6 +79,7 @@ EXPECTED = {
 
 # Where our contract decides otherwise than the document shows.
 DECIDED = {
+    "endTime. is null, not string": "a deployment that has not ended has no end",
     "[].endTime. is null, not string": "a deployment that has not ended has no end",
     "[].completeTime. is null, not string": "a job that has not ended has no end",
     "models. is list, not an object": "row 19: `models` is a list",

@@ -16,7 +16,9 @@ TEXT = Path(__file__).parent / "api-v2023-07-05.original.txt"
 
 _SECTION = re.compile(r"^# (?=/)", re.MULTILINE)
 _STATEMENT = re.compile(r" (?=(?:headers|body|inputBody|r) = |print\()")
-_HOST = re.compile(r"https://(?:\{api_id\})?\.execute-api\.\{region\}\.amazonaws\.com")
+_HOST = re.compile(
+    r"https://(?:\{api_id\})?\.execute-api\.\{region\}\.amazonaws\.com(?:/\{basePath\})?"
+)
 _KEY = "API_TOKEN_VALUE"
 
 # What keeps an example from being a program at all, or from asking what its section is about.
@@ -31,7 +33,7 @@ CORRECTIONS: dict[str, list[tuple[str, str, str]]] = {
 }
 # The JavaScript example of /upload_checkpoint calls /dataset.
 _MISTAKEN_PATHS = {
-    ("/upload_checkpoint", "javascript"): ("{basePath}/dataset", "upload_checkpoint")
+    ("/upload_checkpoint", "javascript"): ("{basePath}/dataset", "{basePath}/upload_checkpoint")
 }
 
 
@@ -50,9 +52,8 @@ class Example:
         return f"{self.section} {self.language}"
 
     def aimed_at(self, url: str, token: str) -> str:
-        """The program with its host and key replaced."""
-        code = _HOST.sub(url, self.code).replace("{basePath}", "prod")
-        return code.replace(_KEY, token)
+        """The program with its host, base path included, and its key replaced."""
+        return _HOST.sub(url, self.code).replace(_KEY, token)
 
 
 def examples() -> list[Example]:

