@@ -25,6 +25,9 @@ from middleware_api.services.uploads import (
     tags_by_file,
 )
 
+# How long binding a checkpoint's names may take before the reconciler does it.
+FINDABLE_SECONDS = 60.0
+
 
 class CheckpointService:
     """Weights files, from the first part to the name in a request."""
@@ -179,11 +182,17 @@ class CheckpointService:
 
     def activate(self, checkpoint: Checkpoint) -> Checkpoint:
         """Let requests name a checkpoint whose files are all in place."""
+        # Due until its names are bound: whoever dies in between leaves that to the reconciler.
         active = self._records.update(
-            replace(_ended(checkpoint), state=CheckpointState.ACTIVE, error="")
+            replace(
+                _ended(checkpoint),
+                state=CheckpointState.ACTIVE,
+                error="",
+                check_at=self._clock() + FINDABLE_SECONDS,
+            )
         )
         self._make_findable(active)
-        return active
+        return self._records.update(replace(active, check_at=None))
 
     def fail(self, checkpoint: Checkpoint, reason: str) -> Checkpoint:
         """End an upload or import that comes to nothing; what has arrived of it goes."""
@@ -209,7 +218,7 @@ class CheckpointService:
         self._require(checkpoint, state)
         if state is CheckpointState.ACTIVE:
             return self.activate(checkpoint)
-        disabled = self._records.update(replace(checkpoint, state=state))
+        disabled = self._records.update(replace(checkpoint, state=state, check_at=None))
         self._hide(disabled)
         return disabled
 
@@ -236,8 +245,14 @@ class CheckpointService:
             "checkpoint_not_found",
         )
 
-    def expire(self, checkpoint: Checkpoint) -> None:
-        """End an upload whose deadline has passed."""
+    def reconcile(self, checkpoint: Checkpoint) -> None:
+        """Bind the names of one that became Active and got no further; end an upload whose
+        deadline has passed."""
+        if checkpoint.state is not CheckpointState.INITIAL:
+            if checkpoint.state is CheckpointState.ACTIVE:
+                self._make_findable(checkpoint)
+            self._records.update(replace(checkpoint, check_at=None))
+            return
         hours = UPLOAD_DEADLINE_SECONDS // 3600
         self.fail(
             checkpoint,

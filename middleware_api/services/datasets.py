@@ -15,6 +15,7 @@ from middleware_api.errors import Conflict, NotFound
 from middleware_api.ports import Objects, Page, Records
 from middleware_api.records import Dataset, DatasetFile
 from middleware_api.services.access import Principal
+from middleware_api.services.names import taking_name
 
 PREVIEW_URL_SECONDS = 3600
 # A sentence that lists thousands of names helps nobody.
@@ -67,8 +68,8 @@ class DatasetService:
             ),
             params=params,
         )
-        self._take_name(dataset)
-        self._records.add(dataset)
+        with taking_name(self._records, _name_key(name), dataset, lambda: _name_taken(name)):
+            self._records.add(dataset)
         urls = [
             FileUrl(file, self._objects.presigned_put(file.key, UPLOAD_URL_SECONDS))
             for file in dataset.files
@@ -146,20 +147,11 @@ class DatasetService:
                 "files_missing",
             )
 
-    def _take_name(self, dataset: Dataset) -> None:
-        holder = self._records.claim(_name_key(dataset.name), dataset.id)
-        if holder == dataset.id:
-            return
-        try:
-            self._records.get(Dataset, holder)
-        except NotFound:
-            # A server died between claiming the name and writing the record, or while deleting.
-            self._records.bind(_name_key(dataset.name), dataset.id)
-            return
-        raise Conflict(
-            f"A data set named '{dataset.name}' exists already. Choose another name.",
-            "dataset_name_taken",
-        )
+
+def _name_taken(name: str) -> Conflict:
+    return Conflict(
+        f"A data set named '{name}' exists already. Choose another name.", "dataset_name_taken"
+    )
 
 
 def _name_key(name: str) -> str:

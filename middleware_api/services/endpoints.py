@@ -15,6 +15,7 @@ from middleware_api.errors import Conflict, NotFound, ServiceError
 from middleware_api.ports import EndpointChanged, Endpoints, Page, Records
 from middleware_api.records import Endpoint, UsedCheckpoint
 from middleware_api.services.access import Principal
+from middleware_api.services.names import taking_name
 
 # SageMaker takes about ten minutes; thrice that is a fault.
 DEPLOY_DEADLINE_SECONDS = 30 * 60
@@ -69,8 +70,8 @@ class EndpointService:
             min_instance_count=least,
             max_instance_count=most,
         )
-        self._take_name(endpoint)
-        self._records.add(endpoint)
+        with taking_name(self._records, _name_key(name), endpoint, lambda: _name_taken(name)):
+            self._records.add(endpoint)
         try:
             self._endpoints.create(endpoint)
         except ServiceError:
@@ -223,22 +224,6 @@ class EndpointService:
             return replace(event, state=EndpointState.FAILED, error=refusal.message)
         return event
 
-    def _take_name(self, endpoint: Endpoint) -> None:
-        holder = self._records.claim(_name_key(endpoint.name), endpoint.id)
-        if holder == endpoint.id:
-            return
-        try:
-            self._records.get(Endpoint, holder)
-        except NotFound:
-            # A server died between claiming the name and writing the record.
-            self._records.bind(_name_key(endpoint.name), endpoint.id)
-            return
-        raise Conflict(
-            f"An endpoint named '{endpoint.name}' exists already. Choose another name, or delete "
-            "that one first.",
-            "endpoint_name_taken",
-        )
-
     def _delete(self, endpoint: Endpoint) -> None:
         deleting = self._records.update(
             replace(
@@ -256,6 +241,14 @@ def _not_in_service(endpoint: Endpoint) -> str:
         EndpointState.FAILED: f"has failed: {endpoint.error} Delete it and create another.",
     }.get(endpoint.state, "is being deleted. Pick another.")
     return f"Endpoint '{endpoint.name}' ({endpoint.state.value}) {advice}"
+
+
+def _name_taken(name: str) -> Conflict:
+    return Conflict(
+        f"An endpoint named '{name}' exists already. Choose another name, or delete that one "
+        "first.",
+        "endpoint_name_taken",
+    )
 
 
 def _name_key(name: str) -> str:

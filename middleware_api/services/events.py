@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from middleware_api.contract import CheckpointState
 from middleware_api.errors import ServiceError, StaleRecord
 from middleware_api.ports import (
     EndpointChanged,
@@ -95,10 +96,10 @@ def reconcile(services: Services, records: Records, clock: Callable[[], float]) 
     for endpoint in records.due(Endpoint, now, _BATCH):
         round_.attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
-        if checkpoint.sources:
+        if checkpoint.sources and checkpoint.state is CheckpointState.INITIAL:
             round_.attempt(partial(services.imports.reconcile, checkpoint))
         else:
-            round_.attempt(partial(services.checkpoints.expire, checkpoint))
+            round_.attempt(partial(services.checkpoints.reconcile, checkpoint))
     for model in records.due(Model, now, _BATCH):
         round_.attempt(partial(services.models.reconcile, model))
     for train_job in records.due(TrainJob, now, _BATCH):
