@@ -91,6 +91,22 @@ def test_an_endpoint_is_created_asynchronous_with_one_configuration_of_its_own(
     assert (status.state, status.instance_count) == (EndpointState.IN_SERVICE, 1)
 
 
+@pytest.mark.parametrize(
+    ("instance_type", "chosen"),
+    [("ml.g5.xlarge", True), ("ml.p4d.24xlarge", True), ("ml.m5.large", False)],
+)
+def test_a_machine_image_is_chosen_for_gpus_alone(
+    cloud: Cloud, instance_type: str, chosen: bool
+) -> None:
+    with Stubber(cloud.clients.sagemaker) as stub:
+        stub.add_response("create_model", {"ModelArn": "arn:aws:sagemaker:x:1:model/m" + "x" * 20})
+        stub.add_client_error("create_endpoint_config", "ThrottlingException")
+        with pytest.raises(Exception, match="Throttling"):
+            cloud.endpoints.create(replace(ENDPOINT, instance_type=instance_type))
+    _, asked = next(c for c in cloud.account.calls if c[0] == "CreateEndpointConfig")
+    assert ("InferenceAmiVersion" in asked["ProductionVariants"][0]) == chosen
+
+
 def test_it_scales_from_nothing_by_policies_and_an_alarm_of_its_own(cloud: Cloud) -> None:
     cloud.endpoints.create(ENDPOINT)
     for _ in range(2):

@@ -220,7 +220,7 @@ class SageMakerEndpoints:
                     "InstanceType": endpoint.instance_type,
                     "InitialInstanceCount": endpoint.initial_instance_count,
                     "ContainerStartupHealthCheckTimeoutInSeconds": _START_SECONDS,
-                    "InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1",
+                    **_machine_image(endpoint.instance_type),
                 }
             ],
             "AsyncInferenceConfig": {
@@ -306,6 +306,13 @@ def endpoint_name(prefix: str, endpoint_id: str) -> str:
 def endpoint_state(word: str) -> EndpointState:
     """SageMaker's word, as DescribeEndpoint (`InService`) or an event (`IN_SERVICE`) writes it."""
     return _STATES[word.replace("_", "").lower()]
+
+
+def _machine_image(instance_type: str) -> dict[str, str]:
+    """The one whose GPU driver fits the image's CUDA; an instance without a GPU has no choice."""
+    if not instance_type.startswith(("ml.g", "ml.p")):
+        return {}
+    return {"InferenceAmiVersion": "al2023-ami-sagemaker-inference-gpu-4-1"}
 
 
 @contextmanager
