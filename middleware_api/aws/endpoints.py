@@ -8,7 +8,6 @@ the container, when it comes to it, finds the cancel marker and does nothing.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,8 +28,6 @@ from middleware_api.contract import EndpointState, Invocation
 from middleware_api.errors import Conflict
 from middleware_api.ports import EndpointStatus, Objects, Records
 from middleware_api.records import Endpoint
-
-logger = logging.getLogger(__name__)
 
 VARIANT = "gpu"
 ANSWERS_PREFIX = "sagemaker_output/"

@@ -28,7 +28,7 @@ _UNKNOWN = ("could not find", "does not exist", "not found", "no scalable target
 def explain_fault(error: Exception) -> ServiceError | None:
     """The refusal to answer with when AWS did not do its part; None for a fault of ours."""
     if isinstance(error, ClientError):
-        code = error.response["Error"]["Code"]
+        code = error_code(error)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _THROTTLED or status >= 500:
             return Unavailable(

@@ -7,6 +7,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from middleware_api.aws.faults import error_code
 from middleware_api.contract import PartTag
 from middleware_api.errors import NotFound
 from middleware_api.multipart import require_parts
@@ -45,7 +46,7 @@ class S3Objects:
         try:
             head = self._s3.head_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
-            if _code(error) in _ABSENT:
+            if error_code(error) in _ABSENT:
                 return None
             raise
         size: int = head["ContentLength"]
@@ -134,7 +135,7 @@ class S3Objects:
         try:
             self._s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
         except ClientError as error:
-            if _code(error) != "NoSuchUpload":
+            if error_code(error) != "NoSuchUpload":
                 raise
 
     def _presigned(self, operation: str, seconds: int, **parameters: object) -> str:
@@ -158,19 +159,14 @@ def _require_folder(prefix: str) -> None:
         raise ValueError(f"{prefix!r} does not end in '/': it would also match its neighbours")
 
 
-def _code(error: ClientError) -> str:
-    code: str = error.response["Error"]["Code"]
-    return code
-
-
 def _no_object(error: ClientError, key: str) -> ClientError | NotFound:
-    if _code(error) not in _ABSENT:
+    if error_code(error) not in _ABSENT:
         return error
     return NotFound(f"There is no object '{key}'.")
 
 
 def _no_upload(error: ClientError, upload_id: str) -> ClientError | NotFound:
-    if _code(error) != "NoSuchUpload":
+    if error_code(error) != "NoSuchUpload":
         return error
     return NotFound(f"There is no upload '{upload_id}', or it has ended.", "no_such_upload")
 

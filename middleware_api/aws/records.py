@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
+from middleware_api.aws.faults import error_code
 from middleware_api.aws.table import (
     AGE,
     CHECK_AT,
@@ -204,7 +205,7 @@ class DynamoRecords:
         try:
             getattr(self._dynamodb, operation)(TableName=self._table, **parameters)
         except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+            if error_code(error) != "ConditionalCheckFailedException":
                 raise
             raise _Refused(error.response.get("Item", {})) from error
 
