@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any
 from unittest import mock
@@ -230,13 +232,17 @@ def invocation_end(job_id: str, **told: object) -> dict[str, Any]:
 def deployment() -> Iterator[Deployment]:
     handlers.middleware.cache_clear()
     handlers.gateway.cache_clear()
-    with aws() as account:
+    # Mangum takes the thread's loop, and would leave one open that it had to make.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    with aws() as account, closing(loop):
         queue_url = f"https://sqs.{REGION}.amazonaws.com/123456789012/{QUEUE}"
         names = {f"SDAWS_{f.name.upper()}": getattr(SETTINGS, f.name) for f in fields(SETTINGS)}
         environment = mock.patch.dict(os.environ, {**names, "SDAWS_EVENTS_QUEUE_URL": queue_url})
         clients = Clients(account.session)
         with environment, mock.patch.object(handlers, "Clients", return_value=clients):
             yield Deployment(account, clients)
+        asyncio.set_event_loop(None)
 
 
 def test_a_job_by_the_gateway_and_its_end_by_sns(deployment: Deployment) -> None:
