@@ -12,107 +12,96 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.conformance import corrections
+
 TEXT = Path(__file__).parent / "api-v2023-07-05.original.txt"
 
 _SECTION = re.compile(r"^# (?=/)", re.MULTILINE)
+_LISTED = re.compile(r"\| (\d+) \| (GET|POST|PUT|DELETE) \| \[([^]]+)\]")
 _STATEMENT = re.compile(r" (?=(?:headers|body|inputBody|r) = |print\()")
 _HOST = re.compile(
     r"https://(?:\{api_id\})?\.execute-api\.\{region\}\.amazonaws\.com(?:/\{basePath\})?"
 )
 _KEY = "API_TOKEN_VALUE"
+_FENCES = (("python", "Python"), ("javascript", "javascript"))
 
-# What keeps an example from being a program at all, or from asking what its section is about.
-CORRECTIONS: dict[str, list[tuple[str, str, str]]] = {
-    "python": [
-        ("const inputBody", "inputBody", "a JavaScript word in Python"),
-        ("import requests", "import requests; true, false = True, False", "JSON's words"),
-    ],
-    "javascript": [
-        ("{basePath}/prod/datasets", "{basePath}/datasets", "the stage's name twice"),
-    ],
-}
-# The JavaScript example of /upload_checkpoint calls /dataset.
-_MISTAKEN_PATHS = {
-    ("/upload_checkpoint", "javascript"): ("{basePath}/dataset", "{basePath}/upload_checkpoint")
-}
+
+@dataclass(frozen=True)
+class Section:
+    """What the document says of one act; `answer` is its example of a success, None for `null`.
+
+    `structures` has what it calls the body of each status code.
+    """
+
+    title: str
+    method: str
+    path: str
+    answer: Any
+    structures: dict[int, str]
+    printed: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One program of the document; `answer` is the body that it documents, None for none."""
+    """One program of the document."""
 
-    section: str
+    section: Section
     language: str
     code: str
-    answer: Any
 
     @property
     def name(self) -> str:
         """For people who read test results."""
-        return f"{self.section} {self.language}"
+        return f"{self.section.title} {self.language}"
 
     def aimed_at(self, url: str, token: str) -> str:
         """The program with its host, base path included, and its key replaced."""
-        return _HOST.sub(url, self.code).replace(_KEY, token)
+        return _HOST.sub(lambda _: url, self.code).replace(_KEY, token)
+
+
+def listed_rows() -> dict[int, tuple[str, str]]:
+    """Method and path of every row of the document's table of acts, by number."""
+    return {
+        int(number): (method, path) for number, method, path in _LISTED.findall(TEXT.read_text())
+    }
+
+
+def sections() -> list[Section]:
+    """In the document's order."""
+    return [_section(text) for text in _SECTION.split(TEXT.read_text())[1:]]
 
 
 def examples() -> list[Example]:
     """All of them, in the document's order."""
-    found = []
-    for text in _SECTION.split(TEXT.read_text())[1:]:
-        section = text.split()[0]
-        answer = _documented_answer(text)
-        for language, mark in (("python", "Python"), ("javascript", "javascript")):
-            (code,) = re.findall(rf"```{mark} (.*?) ```", text, re.DOTALL)
-            for wrong, right, _reason in CORRECTIONS[language]:
-                code = code.replace(wrong, right)
-            if language == "python":
-                code = _STATEMENT.sub("\n", code)
-            if (section, language) in _MISTAKEN_PATHS:
-                code = code.replace(*_MISTAKEN_PATHS[section, language])
-            found.append(Example(section, language, code, answer))
-    return found
+    return [
+        Example(section, language, _program(section, language))
+        for section in sections()
+        for language, _ in _FENCES
+    ]
 
 
-def _documented_answer(text: str) -> Any:
+def _section(text: str) -> Section:
+    title = text.split()[0]
+    ((method, path),) = re.findall(r"(?<!`)`(GET|POST|PUT|DELETE) (\S+)`(?!`)", text)
     (answer,) = re.findall(r"> 200 响应 ```json (.*?) ```", text, re.DOTALL)
-    answer = answer.replace("{ ... }", "{}")
-    try:
-        return json.loads(answer)
-    except json.JSONDecodeError:
-        return answer  # `Endpoint deleted`, without its quotation marks
+    if title in corrections.ANSWERS:
+        answer = corrections.ANSWERS[title].apply(answer)
+    printed = {}
+    for language, fence in _FENCES:
+        (printed[language],) = re.findall(rf"```{fence} (.*?) ```", text, re.DOTALL)
+    codes = re.findall(r"\|(\d{3})\|[^|]+\|[^|]+\|([^|]+)\|", text)
+    return Section(
+        title,
+        method,
+        path,
+        json.loads(answer),
+        {int(code): structure for code, structure in codes},
+        printed,
+    )
 
 
-def differences(documented: Any, actual: Any, place: str = "") -> list[str]:
-    """Where `actual` lacks a documented field, or has another type there; more is no difference."""
-    if documented is None:
-        return []
-    if isinstance(documented, dict):
-        if not isinstance(actual, dict):
-            return [f"{place or 'the body'} is {_kind(actual)}, not an object"]
-        missing = [f"{place}{name} is missing" for name in documented if name not in actual]
-        return missing + [
-            difference
-            for name in documented
-            if name in actual
-            for difference in differences(documented[name], actual[name], f"{place}{name}.")
-        ]
-    if isinstance(documented, list):
-        if not isinstance(actual, list):
-            return [f"{place or 'the body'} is {_kind(actual)}, not a list"]
-        return [
-            difference
-            for item in (actual if documented else ())
-            for difference in differences(documented[-1], item, f"{place}[].")
-        ]
-    if _kind(documented) != _kind(actual):
-        return [f"{place} is {_kind(actual)}, not {_kind(documented)}"]
-    return []
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, (int, float)):
-        return "number"
-    return {str: "string", list: "list", dict: "object", type(None): "null"}[type(value)]
+def _program(section: Section, language: str) -> str:
+    code = section.printed[language]
+    for correction in corrections.CODE.get((section.title, language), []):
+        code = correction.apply(code)
+    return _STATEMENT.sub("\n", code) if language == "python" else code

@@ -32,19 +32,23 @@ class Prepared:
         self._endpoint_id = self._post(
             "/endpoints", instance_type="ml.g4dn.xlarge", endpoint_name=ENDPOINT
         )["EndpointDeploymentJobId"]
+        for type_ in ("embeddings", "Lora", "hypernetworks", "ControlNet"):
+            self._active_checkpoint(type_, f"{type_}.safetensors", b"weights")
         if weights is not None:
             self._make_picture(weights)
 
     def substitutions(self, example: Example) -> dict[str, str]:
         """What to write for the ids and names that the document made up, just before the example
         is run; brings about what it needs."""
-        section = example.section
+        section = example.section.title
         if section == "/endpoints(DELETE)":
             made = {"instance_type": "ml.g4dn.xlarge", "endpoint_name": f"for-{example.language}"}
             name = self._post("/endpoints", **made)["endpoint_name"]
             return {"infer-endpoint-XXXXXX": name, "infer-endpoint-YYYYYY": name}
         if section == "/inference/get-endpoint-deployment-job":
-            return {"'string'": f"'{self._endpoint_id}'", "=string": f"={self._endpoint_id}"}
+            if example.language == "python":
+                return {"'string'": f"'{self._endpoint_id}'"}
+            return {"=string": f"={self._endpoint_id}"}
         if section.startswith("/inference/get-inference-job"):
             return {f"{section}'": f"{section}?jobID={self._job_id}'"}
         if section == "/inference/generate-s3-presigned-url-for-uploading":
@@ -79,22 +83,7 @@ class Prepared:
         return {}
 
     def _make_picture(self, weights: bytes) -> None:
-        made = self._post(
-            "/checkpoint",
-            checkpoint_type="Stable-diffusion",
-            filenames=[{"filename": CHECKPOINT, "parts_number": 1, "size": len(weights)}],
-        )
-        (part,) = made["s3PresignUrl"][0]["parts"]
-        sent = httpx.put(part["url"], content=weights).raise_for_status()
-        tags = {CHECKPOINT: [{"PartNumber": 1, "ETag": sent.headers["ETag"]}]}
-        self._client.put(
-            "/checkpoint",
-            json={
-                "checkpoint_id": made["checkpoint"]["id"],
-                "status": "Active",
-                "multi_parts_tags": tags,
-            },
-        ).raise_for_status()
+        self._active_checkpoint("Stable-diffusion", CHECKPOINT, weights)
         until(
             lambda: self._get("/inference/get-endpoint-deployment-job", self._endpoint_id),
             lambda endpoint: endpoint["endpoint_status"] == "InService",
@@ -111,6 +100,24 @@ class Prepared:
             lambda: self._get("/inference/get-inference-job", self._job_id),
             lambda job: job["status"] == "succeed",
         )
+
+    def _active_checkpoint(self, type_: str, filename: str, weights: bytes) -> None:
+        made = self._post(
+            "/checkpoint",
+            checkpoint_type=type_,
+            filenames=[{"filename": filename, "parts_number": 1, "size": len(weights)}],
+        )
+        (part,) = made["s3PresignUrl"][0]["parts"]
+        sent = httpx.put(part["url"], content=weights).raise_for_status()
+        tags = {filename: [{"PartNumber": 1, "ETag": sent.headers["ETag"]}]}
+        self._client.put(
+            "/checkpoint",
+            json={
+                "checkpoint_id": made["checkpoint"]["id"],
+                "status": "Active",
+                "multi_parts_tags": tags,
+            },
+        ).raise_for_status()
 
     def _model(self, name: str) -> dict[str, Any]:
         made = self._post(
