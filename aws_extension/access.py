@@ -18,6 +18,8 @@ from aws_extension.settings import Connection, SettingsStore
 
 THUMBNAIL_PIXELS = 192
 THUMBNAILS_KEPT = 300
+# Clients keep their connections open; a host rarely has more users at once.
+CLIENTS_KEPT = 64
 
 
 class CloudAccess:
@@ -27,7 +29,7 @@ class CloudAccess:
         self.store = store
         self._adapter = adapter
         self._lock = threading.Lock()
-        self._current: tuple[Connection, CloudClient] | None = None
+        self._clients: OrderedDict[tuple[Connection, str], CloudClient] = OrderedDict()
         self._thumbnails: OrderedDict[str, str] = OrderedDict()
 
     @property
@@ -35,14 +37,23 @@ class CloudAccess:
         """Where unfinished uploads are remembered."""
         return self.store.folder / "uploads"
 
-    def client(self) -> CloudClient:
-        """A client for the connection as it is configured now. Raises NotConfigured."""
+    def client(self, user: str = "") -> CloudClient:
+        """A client for the connection as it is configured now. Raises NotConfigured.
+
+        It acts for `user` (see `pages.common.user_of`); without one it sees whatever the token
+        may see.
+        """
         connection = self.store.read()
+        key = (connection, user)
         with self._lock:
-            if self._current is None or self._current[0] != connection:
-                client = CloudClient(connection.api_url, connection.token, adapter=self._adapter)
-                self._current = (connection, client)
-            return self._current[1]
+            if key not in self._clients:
+                self._clients[key] = CloudClient(
+                    connection.api_url, connection.token, on_behalf_of=user, adapter=self._adapter
+                )
+            self._clients.move_to_end(key)
+            while len(self._clients) > CLIENTS_KEPT:
+                self._clients.popitem(last=False)
+            return self._clients[key]
 
     def thumbnail(self, job: InferenceJob) -> str:
         """A finished job's first picture as a small `data:` URL, or nothing.

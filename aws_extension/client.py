@@ -92,13 +92,18 @@ def _eta(job: InferenceJob) -> str:
 
 
 class CloudClient:
-    """Calls one server with one token. Raises the errors of `aws_extension.errors`."""
+    """Calls one server with one token. Raises the errors of `aws_extension.errors`.
+
+    `on_behalf_of` names the user of a shared host whom it acts for: it then sees that user's
+    jobs and no others.
+    """
 
     def __init__(
         self,
         api_url: str,
         token: str,
         *,
+        on_behalf_of: str = "",
         adapter: BaseAdapter | None = None,
         retries: http.Retries | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -106,7 +111,7 @@ class CloudClient:
         self.api_url = api_url.rstrip("/")
         self.retries = retries or http.Retries()
         self._clock = clock
-        self._api = http.Http(self.retries, adapter, token)
+        self._api = http.Http(self.retries, adapter, token, on_behalf_of)
         # Presigned URLs carry their own permission; the token stays out of those requests.
         self.storage = http.Http(self.retries, adapter)
 

@@ -21,7 +21,7 @@ from aws_extension.errors import (
     UnexpectedAnswer,
     error_for_status,
 )
-from middleware_api.contract import REQUEST_ID_HEADER, TOKEN_HEADER
+from middleware_api.contract import ON_BEHALF_HEADER, REQUEST_ID_HEADER, TOKEN_HEADER
 
 # To connect, and between two reads. The first also bounds each send: see PartBody.
 TIMEOUT_SECONDS = (10.0, 60.0)
@@ -60,7 +60,11 @@ class Http:
     """
 
     def __init__(
-        self, retries: Retries, adapter: BaseAdapter | None = None, token: str | None = None
+        self,
+        retries: Retries,
+        adapter: BaseAdapter | None = None,
+        token: str | None = None,
+        on_behalf_of: str = "",
     ) -> None:
         self._retries = retries
         self._session = requests.Session()
@@ -70,6 +74,8 @@ class Http:
         self._session.mount("https://", carrier)
         if token is not None:
             self._session.headers[TOKEN_HEADER] = token
+        if on_behalf_of:
+            self._session.headers[ON_BEHALF_HEADER] = on_behalf_of
 
     def send(
         self,

@@ -3,6 +3,14 @@
     if (window.sdawsReady) return; // "Reload UI" runs this file again
     window.sdawsReady = true;
 
+    // Where the host has no logins, this browser is its own user: its jobs are no other's.
+    if (!/(^|;\s*)sdaws_user=[0-9a-f]{32}(;|$)/.test(document.cookie)) {
+        const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+        const key = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+        const secure = location.protocol === "https:" ? "; Secure" : "";
+        document.cookie = `sdaws_user=${key}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
+    }
+
     const LOOK_MS = 400;
     const REFRESH_MS = 4000;
 

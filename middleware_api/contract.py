@@ -205,6 +205,8 @@ TOKEN_HEADER = "x-api-key"
 CURSOR_HEADER = "X-Next-Cursor"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 REQUEST_ID_HEADER = "X-Request-Id"
+# The user of a shared host for whom a token acts: that user's jobs alone are seen.
+ON_BEHALF_HEADER = "X-On-Behalf-Of"
 
 
 class UploadPartUrl(TypedDict):
