@@ -29,10 +29,10 @@ ui: .venv-webui/ready
 test: test-middleware test-extension
 
 test-middleware: .venv/ready
-	.venv/bin/python -m pytest -q --ignore=tests/extension
+	.venv/bin/python -m pytest -q -n 2 --ignore=tests/extension
 
 test-extension: .venv/ready .venv-webui/ready
-	.venv-webui/bin/python -m pytest -q tests/extension
+	.venv-webui/bin/python -m pytest -q -n 2 tests/extension
 
 docs: .venv/ready
 	.venv/bin/python -m middleware_api.api.reference
