@@ -16,7 +16,7 @@ from PIL import Image
 
 from middleware_api import contract
 from middleware_api.container import storage as storage_module
-from middleware_api.container.engine import Engine, Step
+from middleware_api.container.engine import Engine
 from middleware_api.container.errors import (
     BadRequest,
     CheckpointUnreadable,
@@ -26,10 +26,12 @@ from middleware_api.container.errors import (
     Unforeseen,
     WorkerStopping,
 )
-from middleware_api.container.job import JobRunner, ProgressReporter, parse_invocation
+from middleware_api.container.job import JobRunner, parse_invocation
+from middleware_api.container.progress import ProgressReporter, Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.s3_storage import S3Storage
 from middleware_api.container.storage import FolderStorage
+from middleware_api.container.tasks import tasks_of
 from tests.aws import BUCKET, aws
 from tests.engine_checkpoints import write_checkpoint
 
@@ -97,7 +99,7 @@ def storage(tmp_path: Path) -> Watched:
 
 @pytest.fixture
 def runner(engine: Engine, storage: Watched) -> JobRunner:
-    return JobRunner(engine, storage, threading.Event(), clock=lambda: 1_700_000_000.0)
+    return JobRunner(tasks_of(engine), storage, threading.Event(), clock=lambda: 1_700_000_000.0)
 
 
 def submit(storage: FolderStorage, **fields: object) -> None:
@@ -305,7 +307,7 @@ def test_sampling_from_s3_costs_no_request_a_step(engine: Engine, tmp_path: Path
             contract.params_key(contract.TaskType.TXT2IMG, JOB), json.dumps(fields).encode()
         )
         with account.counted() as calls:
-            result = JobRunner(engine, storage, threading.Event()).run(
+            result = JobRunner(tasks_of(engine), storage, threading.Event()).run(
                 invocation(checkpoints=wanted)
             )
         assert storage.read(result["images"][0]).startswith(b"\x89PNG")

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from middleware_api.container.checkpoint import StableDiffusion
-from middleware_api.container.engine import CheckpointFile, Engine, Picture, Step
+from middleware_api.container.engine import CheckpointFile, Engine, Picture
 from middleware_api.container.infotext import VERSION
+from middleware_api.container.progress import Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest, parse_request
 from middleware_api.container.samplers import SAMPLERS, Sampler

@@ -96,11 +96,6 @@ def test_what_is_not_a_json_object_is_refused(content: bytes) -> None:
         parse_request("txt2img", content, random.Random(0))
 
 
-def test_other_tasks_are_refused() -> None:
-    with pytest.raises(BadRequest, match="'interrogate' is not available here"):
-        parsed("interrogate")
-
-
 def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
     idle = {"tiling": False, "s_churn": 0.0, "styles": [], "save_images": True, "hr_scale": 2}
     scripts = {"controlnet": {"args": [{"enabled": False}]}, "extra options": {"args": []}}

@@ -16,6 +16,7 @@ from middleware_api.container.checkpoint import VAE_SCALE, StableDiffusion, load
 from middleware_api.container.infotext import infotext, seed_of
 from middleware_api.container.model_cache import ModelCache
 from middleware_api.container.noise import PictureNoise
+from middleware_api.container.progress import Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.samplers import Walk
@@ -33,15 +34,6 @@ class CheckpointFile:
     name: str
     key: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a job stands before it takes a step; `clean` is the guess of the step before."""
-
-    done: int
-    total: int
-    clean: Tensor | None
 
 
 @dataclass(frozen=True)

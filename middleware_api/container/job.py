@@ -1,24 +1,19 @@
-"""One invocation from its parameters to its pictures: progress, cancelling and saving."""
+"""One invocation from its parameters to its outcome: its task, progress, cancelling, saving."""
 
 from __future__ import annotations
 
 import json
 import logging
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from middleware_api import contract
-from middleware_api.container import infotext, pictures
-from middleware_api.container.checkpoint import StableDiffusion
-from middleware_api.container.engine import CheckpointFile, Engine, Step
 from middleware_api.container.errors import (
     BadRequest,
     ContainerError,
@@ -27,10 +22,10 @@ from middleware_api.container.errors import (
     Unforeseen,
     WorkerStopping,
 )
-from middleware_api.container.request import GenerationRequest, parse_request
+from middleware_api.container.progress import ProgressReporter
 from middleware_api.container.storage import Storage
 
-PROGRESS_SECONDS = 0.5
+_PICTURE_FIELDS = ("init_images", "mask", "firstpass_image", "image")
 logger = logging.getLogger(__name__)
 
 
@@ -63,13 +58,72 @@ def parse_invocation(body: bytes) -> contract.Invocation:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a task answers: the keys of its pictures, and a JSON document."""
+
+    images: tuple[str, ...]
+    info: str
+
+
+@dataclass
+class Job:
+    """One job as its task sees it. `content` is the caller's own request, still unread."""
+
+    invocation: contract.Invocation
+    content: bytes
+    started: datetime
+    storage: Storage
+    progress: ProgressReporter
+    stopping: threading.Event
+    cancelled: bool = False
+
+    @contextmanager
+    def until_cancelled(self) -> Iterator[None]:
+        """Ends its block early when the job is cancelled; what comes after it still runs."""
+        try:
+            yield
+        except JobCancelled:
+            self.cancelled = True
+
+    def stop_if_asked(self) -> None:
+        """Raises JobCancelled or WorkerStopping; cheap enough for every step."""
+        if self.stopping.is_set():
+            raise _stopping()
+        if self.storage.exists(contract.cancel_key(self.invocation["job_id"])):
+            raise JobCancelled
+
+    def weights(self, checkpoint: contract.ContainerCheckpoint) -> Path:
+        """The checkpoint's file on this machine, which may take minutes to come.
+
+        Raises JobCancelled before it begins: a job that was cancelled while it waited must cost
+        nothing. It may be all that this machine was started for.
+        """
+        self.stop_if_asked()
+        self.progress.phase("fetching checkpoint")
+        path = self.storage.weights(checkpoint)
+        self.stop_if_asked()
+        return path
+
+    def save_picture(self, index: int, extension: str, content: bytes) -> str:
+        """Stores an encoded picture; the answer is its key."""
+        key = contract.image_key(self.invocation["job_id"], index, extension)
+        self.storage.write(key, content)
+        return key
+
+
+Task = Callable[[Job], Answer]
+"""Does one kind of job: reads its content, works inside `until_cancelled`, answers."""
+
+
+@dataclass(frozen=True)
 class JobRunner:
     """Runs invocations; the caller sees to it that there is one at a time.
 
-    `stopping` is set when the process must end; `clock` gives epoch seconds.
+    `tasks` holds what this worker can do, by task type. `stopping` is set when the process must
+    end; `clock` gives epoch seconds.
     """
 
-    engine: Engine
+    tasks: Mapping[str, Task]
     storage: Storage
     stopping: threading.Event
     clock: Callable[[], float] = time.time
@@ -115,32 +169,30 @@ class JobRunner:
     def _run(self, invocation: contract.Invocation) -> contract.InvocationResult:
         if self.stopping.is_set():
             raise _stopping()
-        job_id = invocation["job_id"]
+        task = self.tasks.get(invocation["task_type"])
+        if task is None:
+            raise BadRequest(
+                f"Task type {invocation['task_type']!r} is not available here. "
+                f"Use one of: {', '.join(self.tasks)}.",
+                "unsupported_task",
+            )
         started = datetime.fromtimestamp(self.clock(), timezone.utc).astimezone()
         content = self._params(invocation["params_key"])
-        request = parse_request(invocation["task_type"], content, random.Random())
-        checkpoint, ignored = _choose_checkpoint(invocation["checkpoints"])
-        made = _Made(checkpoint["sha256"])
-        reporter = ProgressReporter(self.storage, job_id, self.clock)
+        job_id = invocation["job_id"]
+        progress = ProgressReporter(self.storage, job_id, self.clock)
+        job = Job(invocation, content, started, self.storage, progress, self.stopping)
         try:
-            self._make(job_id, request, checkpoint, made, reporter)
-            status = contract.InferenceState.SUCCEEDED
-            reporter.phase("done")
-        except JobCancelled:
-            status = contract.InferenceState.CANCELLED
-            reporter.phase("cancelled")
+            answer = task(job)
+            progress.phase("cancelled" if job.cancelled else "done")
         finally:
-            reporter.close()
-        warnings = [*ignored, *self.engine.warnings(request)]
-        info = infotext.info(
-            request, checkpoint["name"], made.model_sha256, made.infotexts, warnings, started
-        )
+            progress.close()
+        state = contract.InferenceState
         return contract.InvocationResult(
             job_id=job_id,
-            status=status.value,
-            images=made.keys,
+            status=(state.CANCELLED if job.cancelled else state.SUCCEEDED).value,
+            images=[*answer.images],
             parameters=_echo(content),
-            info=json.dumps(info, ensure_ascii=False),
+            info=answer.info,
         )
 
     def _params(self, key: str) -> bytes:
@@ -151,146 +203,6 @@ class JobRunner:
                 f"The parameters {key} are not in the object store. Submit the job again.",
                 "missing_params",
             ) from error
-
-    def _make(
-        self,
-        job_id: str,
-        request: GenerationRequest,
-        checkpoint: contract.ContainerCheckpoint,
-        made: _Made,
-        reporter: ProgressReporter,
-    ) -> None:
-        """Fills `made`; raises JobCancelled with what was finished until then."""
-        # A job that was cancelled while it waited must cost nothing: it may be all that this
-        # machine was started for.
-        self._stop_if_asked(job_id)
-        reporter.phase("fetching checkpoint")
-        path = self.storage.weights(checkpoint)
-        self._stop_if_asked(job_id)
-        reporter.phase("loading checkpoint")
-        file = CheckpointFile(path, checkpoint["name"], checkpoint["key"], checkpoint["sha256"])
-        with self.engine.load(file) as model:
-            made.model_sha256 = model.sha256
-            reporter.draw = lambda clean: self._preview(model, clean)
-
-            def on_step(step: Step) -> None:
-                reporter.step(step)
-                self._stop_if_asked(job_id)
-
-            for picture in self.engine.generate(model, request, on_step):
-                key = contract.image_key(job_id, picture.index, request.image_format)
-                encoded = pictures.encode(picture.image, request.image_format, picture.infotext)
-                self.storage.write(key, encoded)
-                made.keys.append(key)
-                made.infotexts.append(picture.infotext)
-
-    def _stop_if_asked(self, job_id: str) -> None:
-        if self.stopping.is_set():
-            raise _stopping()
-        if self.storage.exists(contract.cancel_key(job_id)):
-            raise JobCancelled
-
-    def _preview(self, model: StableDiffusion, clean: Tensor) -> bytes:
-        return pictures.encode_preview(self.engine.preview(model, clean))
-
-
-@dataclass
-class _Made:
-    """What a job has come to so far; the model's hash is "" when nobody knows it yet."""
-
-    model_sha256: str
-    keys: list[str] = field(default_factory=list)
-    infotexts: list[str] = field(default_factory=list)
-
-
-class ProgressReporter:
-    """Writes a job's progress and preview from its own thread, at most twice a second.
-
-    The sampler only leaves its latest step here. What was left last is always written by
-    `close`. A write that fails is logged: a job does not fail for its progress bar.
-    """
-
-    def __init__(
-        self, storage: Storage, job_id: str, clock: Callable[[], float] = time.time
-    ) -> None:
-        self.draw: Callable[[Tensor], bytes] | None = None
-        self._storage, self._job_id, self._clock = storage, job_id, clock
-        self._changed = threading.Condition()
-        self._latest: tuple[str, Step] = ("starting", Step(0, 0, None))
-        self._dirty = self._closed = False
-        self._has_preview = False
-        self._started = clock()
-        self._thread = threading.Thread(target=self._write_changes, daemon=True)
-        self._thread.start()
-
-    def phase(self, name: str) -> None:
-        """Names what happens now, at the step where the job stands."""
-        self._leave(name, Step(self._latest[1].done, self._latest[1].total, None))
-
-    def step(self, step: Step) -> None:
-        self._leave("sampling" if step.done < step.total else "saving", step)
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _leave(self, phase: str, step: Step) -> None:
-        with self._changed:
-            self._latest, self._dirty = (phase, step), True
-            self._changed.notify()
-
-    def _write_changes(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._dirty or self._closed)
-                (phase, step), dirty = self._latest, self._dirty
-                self._dirty = False
-                closed = self._closed
-            if dirty:
-                try:
-                    self._write(phase, step)
-                except (ContainerError, OSError, RuntimeError):  # torch raises RuntimeError
-                    logger.exception("progress not written job=%s", self._job_id)
-            if closed:
-                return
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed, timeout=PROGRESS_SECONDS)
-
-    def _write(self, phase: str, step: Step) -> None:
-        if step.clean is not None and self.draw is not None:
-            preview = self.draw(step.clean)
-            self._storage.write(contract.preview_key(self._job_id), preview)
-            self._has_preview = True
-        progress = contract.Progress(
-            step=step.done,
-            total_steps=step.total,
-            fraction=step.done / step.total if step.total else 0.0,
-            phase=phase,
-            started_at=self._started,
-            updated_at=self._clock(),
-            has_preview=self._has_preview,
-        )
-        self._storage.write(contract.progress_key(self._job_id), json.dumps(progress).encode())
-
-
-def _choose_checkpoint(
-    checkpoints: list[contract.ContainerCheckpoint],
-) -> tuple[contract.ContainerCheckpoint, list[str]]:
-    """The checkpoint to sample with, and a warning for each file the engine cannot use yet."""
-    wanted = contract.CheckpointType.STABLE_DIFFUSION.value
-    chosen = next((c for c in checkpoints if c["type"] == wanted), None)
-    if chosen is None:
-        raise BadRequest(
-            "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"
-        )
-    others = [
-        f"{c['type']} file {c['name']} is not supported yet and was ignored."
-        for c in checkpoints
-        if c is not chosen
-    ]
-    return chosen, others
 
 
 @contextmanager
@@ -312,7 +224,7 @@ def _in_words(job_id: str) -> Iterator[None]:
 def _echo(content: bytes) -> dict[str, object]:
     """The caller's fields as the WebUI answers them: without the pictures they carried."""
     fields: dict[str, Any] = json.loads(content)
-    return {**fields, **{name: None for name in ("init_images", "mask") if name in fields}}
+    return {**fields, **{name: None for name in _PICTURE_FIELDS if name in fields}}
 
 
 def _stopping() -> WorkerStopping:

@@ -34,6 +34,7 @@ from middleware_api.container.errors import ContainerError, StorageUnreachable, 
 from middleware_api.container.job import JobRunner, parse_invocation
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.storage import FolderStorage, Storage
+from middleware_api.container.tasks import tasks_of
 
 logger = logging.getLogger("middleware_api.container")
 
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stopping = threading.Event()
     engine = Engine(device, settings.cache_bytes, PromptEncoder())
-    runner = JobRunner(engine, open_storage(settings.objects), stopping)
+    runner = JobRunner(tasks_of(engine), open_storage(settings.objects), stopping)
     listener = socket.create_server((options.host, options.port))
     url = f"http://{options.host}:{listener.getsockname()[1]}"
     config = uvicorn.Config(

@@ -1,0 +1,19 @@
+"""What this container can do: each task type and the function that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from middleware_api.container.engine import Engine
+from middleware_api.container.generation import generate
+from middleware_api.container.job import Task
+from middleware_api.contract import TaskType
+
+
+def tasks_of(engine: Engine) -> Mapping[str, Task]:
+    """The table that the job runner looks a job's task up in."""
+    return {
+        TaskType.TXT2IMG.value: partial(generate, engine),
+        TaskType.IMG2IMG.value: partial(generate, engine),
+    }
