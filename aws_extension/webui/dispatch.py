@@ -16,6 +16,7 @@ from aws_extension.access import open_picture
 from aws_extension.client import CloudClient, WaitStatus
 from aws_extension.errors import CloudError
 from aws_extension.webui.batches import Batch, Piece, cut_into_batches
+from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.request_fields import is_img2img, picture_settings, request_fields
 from aws_extension.webui.script_args import is_set, to_json
 from middleware_api.contract import CheckpointType, InferenceState, TaskType
@@ -24,14 +25,6 @@ from middleware_api.contract import CheckpointType, InferenceState, TaskType
 _OWN_SCRIPTS = ("processing_scripts",)
 _COMMENTS_SCRIPT = "comments.py"
 _MODEL_HASH = re.compile(r"\bModel hash: ([0-9a-f]+)")
-
-
-@dataclass(frozen=True)
-class CloudChoice:
-    """What the panel says for one generation; an empty endpoint leaves it to the server."""
-
-    checkpoint: str
-    endpoint: str
 
 
 @dataclass

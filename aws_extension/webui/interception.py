@@ -10,6 +10,7 @@ from modules import images, processing, scripts, sd_models, sd_vae
 
 from aws_extension.access import CloudAccess
 from aws_extension.webui import dispatch
+from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.code_swap import CodeSwap
 
 # The entries' code runs inside the host's functions, with the host's globals: each imports what
@@ -124,11 +125,11 @@ def remove() -> None:
         _installed.pop().remove()
 
 
-def read_choice(p: Any) -> dispatch.CloudChoice | None:
+def read_choice(p: Any) -> CloudChoice | None:
     """What the panel says for this very generation; None leaves it to the WebUI."""
     for script in p.scripts.alwayson_scripts if p.scripts else []:
         if getattr(script, "is_cloud_panel", False):
-            choice: dispatch.CloudChoice | None = script.read_choice(
+            choice: CloudChoice | None = script.read_choice(
                 *p.script_args[script.args_from : script.args_to]
             )
             return choice

@@ -23,7 +23,7 @@ from aws_extension.pages.common import (
 from aws_extension.pages.layout import build_pages
 from aws_extension.settings import default_store
 from aws_extension.webui import interception
-from aws_extension.webui.dispatch import CloudChoice
+from aws_extension.webui.choice import CloudChoice
 
 
 @cache
@@ -66,7 +66,17 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
                     elem_classes=["sdaws-small"],
                     size="sm",
                 )
+            upload_missing = gr.Checkbox(
+                False,
+                label="Upload missing models without asking",
+                elem_id=self.elem_id("upload_missing"),
+            )
             status = gr.HTML(elem_id=self.elem_id("status"))
+            # Written by sdaws.js; on the page, but out of sight.
+            user = gr.Textbox(
+                label="User", elem_id=self.elem_id("user"), elem_classes=["sdaws-away"]
+            )
+            upload_now = gr.Checkbox(False, visible=False, elem_id=self.elem_id("upload_now"))
         inputs, outputs = [checkpoint, endpoint], [checkpoint, endpoint, status]
         # The tick alone does not open an accordion of the WebUI, and the choices are inside.
         enabled.change(
@@ -74,15 +84,29 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
         )
         refresh.click(read_lists, inputs, outputs, show_progress="hidden")
         enabled.change(read_lists_when, [enabled, *inputs], outputs, show_progress="hidden")
-        return [enabled, checkpoint, endpoint]
+        return [enabled, checkpoint, endpoint, upload_missing, user, upload_now]
 
     def read_choice(
-        self, enabled: bool = False, checkpoint: str | None = None, endpoint: str | None = None
+        self,
+        enabled: bool = False,
+        checkpoint: str | None = None,
+        endpoint: str | None = None,
+        upload_missing: bool = False,
+        user: str | None = None,
+        upload_now: bool = False,
     ) -> CloudChoice | None:
-        """The arguments as a choice; None when the toggle is off."""
+        """The arguments as a choice; None when the toggle is off.
+
+        Callers of the WebUI's API may leave any of them out.
+        """
         if not enabled:
             return None
-        return CloudChoice(checkpoint or "", "" if endpoint in (None, ANY_ENDPOINT) else endpoint)
+        return CloudChoice(
+            checkpoint=checkpoint or "",
+            endpoint="" if endpoint in (None, ANY_ENDPOINT) else endpoint,
+            upload_missing=bool(upload_missing or upload_now),
+            user=user or "",
+        )
 
 
 def read_lists(checkpoint: str | None, endpoint: str | None) -> tuple[Any, Any, str]:

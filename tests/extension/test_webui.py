@@ -49,7 +49,7 @@ class Host:
     def runner(self, *others, selectable=()):
         panel = self.panel_module.CloudPanel()
         at = 1
-        for script, count in ((panel, 3), *((other, other.arguments) for other in others)):
+        for script, count in ((panel, 6), *((other, other.arguments) for other in others)):
             script.args_from, script.args_to = at, at + count
             at += count
         return self.scripts.ScriptRunner([panel, *others], selectable)
@@ -62,7 +62,7 @@ class Host:
             **fields,
         )
         made.scripts = runner or self.runner()
-        made.script_args = [0, on, CHECKPOINT, "Automatic", *args]
+        made.script_args = [0, on, CHECKPOINT, "Automatic", False, "", False, *args]
         return made
 
 
@@ -261,7 +261,9 @@ def test_a_script_that_reloads_weights_at_its_end_loads_nothing(host):
 def test_loading_asks_nothing_of_the_server(host):
     with gr.Blocks():
         controls = host.panel_module.CloudPanel().ui(is_img2img=False)
-    assert [control.value for control in controls] == [False, None, "Automatic"]
+    assert [control.value for control in controls] == [
+        False, None, "Automatic", False, "", False,
+    ]  # fmt: skip
     ((_, title, _),) = host.callbacks.ui_tabs[0]()
     assert title == "Cloud"
     assert host.transport.sent == []
