@@ -106,6 +106,11 @@ class TaskType(str, Enum):
     EXTRA_SINGLE_IMAGE = "extra-single-image"
     EXTRA_BATCH_IMAGES = "extra-batch-images"
     INTERROGATE = "interrogate"
+    MERGE = "merge"
+
+
+# A merge has a route of its own, with other fields.
+SUBMITTABLE_TASKS = tuple(task for task in TaskType if task is not TaskType.MERGE)
 
 
 # A write is conditional on the old state; what is not listed here is refused with 409.
@@ -202,6 +207,10 @@ PARTS_MAX = 10_000
 UPLOAD_URL_SECONDS = 12 * 3600
 
 TOKEN_HEADER = "x-api-key"
+# The user of a shared host whom the token's owner acts for; no `/` and no `#`, so that the owner
+# of a job and its keys can be told from any other's.
+ON_BEHALF_HEADER = "X-On-Behalf-Of"
+ON_BEHALF_PATTERN = r"^[A-Za-z0-9._@-]{1,64}$"
 CURSOR_HEADER = "X-Next-Cursor"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 REQUEST_ID_HEADER = "X-Request-Id"

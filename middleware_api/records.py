@@ -71,6 +71,7 @@ class InferenceJob(Record):
     endpoint_id: str
     endpoint_name: str
     checkpoints: tuple[UsedCheckpoint, ...]
+    instance_type: str = ""
     started_at: float | None = None
     completed_at: float | None = None
     image_names: tuple[str, ...] = ()
@@ -88,7 +89,8 @@ class InferenceJob(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint(Record):
-    """An endpoint and the deployment that made it.
+    """An endpoint and the deployment that made it, which was over at `completed_at`; `ended_at`
+    is when the endpoint itself failed or was gone.
 
     `loaded` holds the object keys of the checkpoints that its latest job used: the ones that its
     instances have in memory.
@@ -105,6 +107,7 @@ class Endpoint(Record):
     deployment: DeploymentState = DeploymentState.IN_PROGRESS
     state: EndpointState = EndpointState.CREATING
     completed_at: float | None = None
+    ended_at: float | None = None
     error: str = ""
     loaded: tuple[str, ...] = ()
 

@@ -113,6 +113,17 @@ def test_filters_are_ors_within_and_ands_between(records: Records) -> None:
         assert records.page(Checkpoint, owner="nobody", limit=50, **nobody).items == []
 
 
+def test_an_owners_list_has_nothing_of_those_whom_the_owner_acts_for(records: Records) -> None:
+    owners = ("admin", "admin/anna", "admin/anna.b")
+    for number, owner in enumerate(owners * 2):
+        records.add(checkpoint(number * 6 + 1, owner=owner))
+    for number, owner in enumerate(owners):
+        for filters in ({}, {"states": ["Active"]}, {"states": ["Active"], "labels": ["Lora"]}):
+            page = records.page(Checkpoint, owner=owner, limit=5, **filters)
+            expected = [f"id-{n * 6 + 1:03}" for n in (number + 3, number)]
+            assert [item.id for item in page.items] == expected
+
+
 def test_a_removed_record_is_gone_unless_somebody_changed_it(records: Records) -> None:
     records.add(checkpoint(1))
     read = records.get(Checkpoint, "id-001")

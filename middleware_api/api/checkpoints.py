@@ -81,7 +81,7 @@ def checkpoint_router(
             created=checkpoint.created_at,
             params=_shown_params(checkpoint),
             size=sum(file.size or 0 for file in checkpoint.files),
-            sha256=[file.sha256 for file in checkpoint.files],
+            sha256=[file.sha256 or "" for file in checkpoint.files],
             sources=[source.shown_url for source in checkpoint.sources],
             progress=progress(checkpoint),
             error=checkpoint.error,

@@ -10,6 +10,8 @@ from middleware_api.api.wire import ArrivedPart, ErrorAnswer, FileUploadAnswer, 
 from middleware_api.contract import (
     CURSOR_HEADER,
     IDEMPOTENCY_HEADER,
+    ON_BEHALF_HEADER,
+    ON_BEHALF_PATTERN,
     PAGE_DEFAULT,
     PAGE_MAX,
     PartTag,
@@ -38,13 +40,30 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def caller(request: Request) -> Principal:
+async def caller(request: Request) -> Principal:
     """Who calls; `Edge` has checked the token."""
     principal: Principal = request.state.principal
     return principal
 
 
 Caller = Annotated[Principal, Depends(caller)]
+
+OnBehalfOf = Annotated[
+    str | None,
+    Header(
+        alias=ON_BEHALF_HEADER,
+        pattern=ON_BEHALF_PATTERN,
+        description="The user of a shared host whose jobs these are",
+    ),
+]
+
+
+async def job_caller(principal: Caller, on_behalf_of: OnBehalfOf = None) -> Principal:
+    """Who calls, for a route of inference jobs: the token's user, or whom it acts for."""
+    return principal if on_behalf_of is None else principal.acting_for(on_behalf_of)
+
+
+JobCaller = Annotated[Principal, Depends(job_caller)]
 
 
 def needs(scope: Scope, *statuses: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from middleware_api.api.wire import (
 )
 from middleware_api.contract import Scope
 from middleware_api.errors import InvalidRequest
+from middleware_api.prices import price_per_hour
 from middleware_api.records import Endpoint
 from middleware_api.services.endpoints import EndpointService
 
@@ -55,6 +56,8 @@ def endpoint_router(service: EndpointService) -> APIRouter:
             autoscaling_enabled=endpoint.autoscaling_enabled,
             min_instance_count=endpoint.min_instance_count,
             max_instance_count=endpoint.max_instance_count,
+            price_per_hour=price_per_hour(endpoint.instance_type),
+            cost_since_start=service.cost_since_start(endpoint),
         )
 
     @router.post("/endpoints", **needs(Scope.ADMIN, 404, 409))

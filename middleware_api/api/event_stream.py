@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
 from middleware_api.api.body import StrictRoute
-from middleware_api.api.common import Caller, needs
+from middleware_api.api.common import JobCaller, needs
 from middleware_api.api.inference import job_answer
 from middleware_api.contract import INFERENCE_FINAL, Scope
 from middleware_api.errors import NotAvailable, NotFound
@@ -25,8 +25,8 @@ LOOK_SECONDS = 0.5
 # Proxies close a connection that is silent for long.
 HEARTBEAT_SECONDS = 15.0
 
-# What changes at every look though nothing happened: an estimate, and a URL's expiry.
-_VOLATILE = {"eta_seconds", "preview_url"}
+# What changes at every look though nothing happened: an estimate, a URL's expiry, a clock.
+_VOLATILE = {"eta_seconds", "preview_url", "run_seconds", "estimated_cost"}
 
 
 def event_router(service: InferenceService, stopping: Callable[[], bool] | None) -> APIRouter:
@@ -63,7 +63,7 @@ def event_router(service: InferenceService, stopping: Callable[[], bool] | None)
         response_class=StreamingResponse,
         **needs(Scope.INFER, 404, 501),
     )
-    async def watch_inference(principal: Caller, job_id: str) -> StreamingResponse:
+    async def watch_inference(principal: JobCaller, job_id: str) -> StreamingResponse:
         """A job's state and progress as they change, until its end."""
         service.get(principal, job_id)
         if stopping is None:

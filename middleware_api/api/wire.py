@@ -35,6 +35,7 @@ from middleware_api.contract import (
     SIZE_MAX,
     SIZE_MIN,
     STEPS_MAX,
+    SUBMITTABLE_TASKS,
     CheckpointState,
     CheckpointType,
     DatasetState,
@@ -77,6 +78,12 @@ def _is_none(value: object) -> bool:
 def _prompt(value: str) -> str:
     if len(value.encode(errors="surrogatepass")) > PROMPT_MAX_BYTES:
         raise ValueError(f"a prompt may have at most {PROMPT_MAX_BYTES // 1024} KiB")
+    return value
+
+
+def _submittable(value: TaskType) -> TaskType:
+    if value not in SUBMITTABLE_TASKS:
+        raise ValueError(f"{value.value} has a route of its own: POST /inference/run-model-merge")
     return value
 
 
@@ -152,6 +159,11 @@ InstanceType = Annotated[
     Field(pattern=r"^(local|ml\.[a-z0-9]+\.[a-z0-9]+)$", max_length=64),
     BeforeValidator(_first_alternative),
 ]
+SubmittableTask = Annotated[
+    TaskType,
+    AfterValidator(_submittable),
+    WithJsonSchema({"type": "string", "enum": [task.value for task in SUBMITTABLE_TASKS]}),
+]
 Kind = Annotated[CheckpointType, BeforeValidator(_first_alternative)]
 
 
@@ -160,7 +172,7 @@ class InferenceBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    task_type: TaskType
+    task_type: SubmittableTask
     models: Models
     sagemaker_endpoint_name: Name | None = None
     sagemaker_endpoint: Name | None = Field(None, description="Alias of sagemaker_endpoint_name")
@@ -182,7 +194,7 @@ class UploadParamsBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     upload_params: Literal[True]
-    task_type: TaskType
+    task_type: SubmittableTask
     models: Models
     sagemaker_endpoint_name: Name | None = None
     sagemaker_endpoint: Name | None = None
@@ -434,7 +446,11 @@ class ErrorAnswer(BaseModel):
 
 
 class InferenceJobAnswer(BaseModel):
-    """An inference job; `progress` is 0..1, `eta_seconds` an estimate."""
+    """An inference job; `progress` is 0..1, `eta_seconds` an estimate.
+
+    `run_seconds` is the time on an instance, null before one has begun it; `estimated_cost` is that
+    time in US dollars, null when the instance's price is not known.
+    """
 
     inference_info_name: str
     startTime: str
@@ -451,6 +467,10 @@ class InferenceJobAnswer(BaseModel):
     preview_url: str | None
     phase: str
     error: str
+    instance_type: str
+    run_seconds: float | None
+    estimated_cost: float | None
+    checkpoint_names: list[str]
 
 
 class SubmittedAnswer(BaseModel):
@@ -473,7 +493,11 @@ class MergeAnswer(BaseModel):
 
 
 class EndpointAnswer(BaseModel):
-    """An endpoint and the deployment that made it."""
+    """An endpoint and the deployment that made it.
+
+    `price_per_hour` is one instance's list price in US dollars, 0 for `local`; `cost_since_start`
+    is the most that the endpoint can have cost. Both are null when the price is not known.
+    """
 
     EndpointDeploymentJobId: str
     startTime: str
@@ -488,6 +512,8 @@ class EndpointAnswer(BaseModel):
     autoscaling_enabled: bool
     min_instance_count: int
     max_instance_count: int
+    price_per_hour: float | None
+    cost_since_start: float | None
 
 
 class CheckpointSummary(BaseModel):
@@ -543,6 +569,7 @@ class CheckpointUploadAnswer(CheckpointAnswer):
 class CheckpointListItem(BaseModel):
     """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files.
 
+    `sha256` has its file's at the place that `name` has its name, empty where it is not known;
     `sources` and `progress` as in CheckpointSummary.
     """
 
@@ -554,7 +581,7 @@ class CheckpointListItem(BaseModel):
     created: float
     params: dict[str, Any]
     size: int
-    sha256: list[str | None]
+    sha256: list[str]
     sources: list[str]
     progress: float | None
     error: str

@@ -40,6 +40,14 @@ class Principal:
         """Whose things the lists show; None is everybody's."""
         return None if self.is_admin else self.name
 
+    def acting_for(self, user: str) -> Principal:
+        """The caller as one user of a host that many share by one token.
+
+        That user has nothing but jobs, and no more rights than that: not even an admin's token
+        sees other users' jobs in a user's name. The token's daily number of jobs is shared.
+        """
+        return replace(self, name=f"{self.name}/{user}", scopes=frozenset({Scope.INFER}))
+
     def require(self, scope: Scope) -> None:
         """Raises Forbidden without the scope."""
         if scope not in self.scopes and not self.is_admin:

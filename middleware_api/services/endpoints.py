@@ -13,6 +13,7 @@ from middleware_api.contract import (
 )
 from middleware_api.errors import Conflict, NotFound, ServiceError
 from middleware_api.ports import EndpointChanged, Endpoints, Page, Records
+from middleware_api.prices import cost
 from middleware_api.records import Endpoint, UsedCheckpoint
 from middleware_api.services.access import Principal
 from middleware_api.services.names import taking_name
@@ -103,6 +104,19 @@ class EndpointService:
         statuses = self._endpoints.statuses([e for e in endpoints if e.state not in _GONE])
         return {e.id: statuses[e.id].instance_count if e.id in statuses else 0 for e in endpoints}
 
+    def cost_since_start(self, endpoint: Endpoint) -> float | None:
+        """US dollars from its creation until now, or until it failed or was gone, at its list
+        price; None when that is not known, nor when it ended before ends were noted.
+
+        Reckoned for the most instances that it may have, so with scaling it is an upper bound: an
+        endpoint that slept at 0 instances all night cost nothing then.
+        """
+        if endpoint.state is EndpointState.DELETED and endpoint.ended_at is None:
+            return None
+        end = self._clock() if endpoint.ended_at is None else endpoint.ended_at
+        instances = max(endpoint.initial_instance_count, endpoint.max_instance_count)
+        return cost(endpoint.instance_type, end - endpoint.created_at, instances)
+
     def delete(self, names: Collection[str]) -> None:
         """Begin to delete all of them; raises NotFound afterwards if some were unknown."""
         unknown = []
@@ -176,11 +190,12 @@ class EndpointService:
         check_at = now + RECONCILE_SECONDS if event.state in _PASSING else None
         after = replace(endpoint, state=event.state, error=event.error, check_at=check_at)
         if event.state is EndpointState.IN_SERVICE:
-            after = replace(after, deployment=DeploymentState.SUCCEEDED)
+            after = replace(after, deployment=DeploymentState.SUCCEEDED, ended_at=None)
         elif event.state is EndpointState.FAILED:
-            after = replace(after, deployment=DeploymentState.FAILED)
+            after = replace(after, deployment=DeploymentState.FAILED, ended_at=now)
         elif event.state is EndpointState.DELETED:
-            after = replace(after, deployment=DeploymentState.DELETED)
+            ended_at = now if endpoint.ended_at is None else endpoint.ended_at
+            after = replace(after, deployment=DeploymentState.DELETED, ended_at=ended_at)
         if endpoint.completed_at is None and check_at is None:
             after = replace(after, completed_at=now)
         self._records.update(after)

@@ -54,13 +54,17 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """What can be said of a job that is not finished; absent parts are None."""
+    """What can be said of a job that is not finished; absent parts are None.
+
+    `started_at` is when an instance began it, in epoch seconds.
+    """
 
     fraction: float
     queue_position: int | None
     eta_seconds: float | None
     preview_url: str | None
     phase: str
+    started_at: float | None = None
 
 
 class InferenceService:
@@ -95,6 +99,22 @@ class InferenceService:
         that is not in service or a key that was used for another body, QuotaExceeded.
         """
         job_id = claim_id(self._records, caller, idempotency_key, request.body, self._new_id())
+        return self._submit(caller, job_id, request)
+
+    def rerun(
+        self,
+        caller: Principal,
+        job: InferenceJob,
+        request: InferenceRequest,
+        idempotency_key: str | None,
+    ) -> InferenceJob:
+        """Queue a finished job's request again, as a new job. Raises what `submit` raises."""
+        self._require_final(job)
+        body = {"rerun_of": job.id, **request.body}
+        job_id = claim_id(self._records, caller, idempotency_key, body, self._new_id())
+        return self._submit(caller, job_id, request)
+
+    def _submit(self, caller: Principal, job_id: str, request: InferenceRequest) -> InferenceJob:
         if (first := self._existing(job_id)) is not None:
             return first
         # First the record, then the queue: between the two the reconciler finds the job; the
@@ -131,6 +151,18 @@ class InferenceService:
                 "params_missing",
             )
         return self._objects.read(key)
+
+    def stored_params(self, job: InferenceJob) -> bytes:
+        """The body that a finished job was run with. Raises Conflict before its end, NotFound
+        when it never had one."""
+        self._require_final(job)
+        try:
+            return self._objects.read(contract.params_key(job.task_type, job.id))
+        except NotFound as error:
+            raise NotFound(
+                f"Job '{job.id}' has ended without a request. Submit a new one.",
+                "params_missing",
+            ) from error
 
     def run(self, job: InferenceJob, body: dict[str, object]) -> InferenceJob:
         """Start a prepared job with its checked body."""
@@ -202,7 +234,15 @@ class InferenceService:
             eta_seconds=eta,
             preview_url=self._objects.presigned_get(preview, 3600) if preview else None,
             phase=written["phase"],
+            started_at=written["started_at"],
         )
+
+    def run_seconds(self, job: InferenceJob, progress: JobProgress) -> float | None:
+        """How long an instance has been at it, or was; None when none has begun it."""
+        started = progress.started_at if job.started_at is None else job.started_at
+        if started is None or job.state is InferenceState.CREATED:
+            return None
+        return max(0.0, (job.completed_at or self._clock()) - started)
 
     def image_urls(self, job: InferenceJob) -> list[str]:
         """Where the pictures are; those made before a failure or a cancel too."""
@@ -340,6 +380,7 @@ class InferenceService:
             task_type=request.task_type,
             endpoint_id=endpoint.id,
             endpoint_name=endpoint.name,
+            instance_type=endpoint.instance_type,
             checkpoints=checkpoints,
         )
 
@@ -384,11 +425,14 @@ class InferenceService:
             raise Conflict(f"Job '{job.id}' is {job.state.value}, not to become {state.value}.")
         prefix = f"{contract.output_prefix(job.id)}result/"
         names = [key.removeprefix(prefix) for key in self._objects.keys(prefix)]
+        written = self._written_progress(job) if job.started_at is None else None
         images = sorted((n for n in names if not n.endswith(".json")), key=_image_index)
         done = self._records.update(
             replace(
                 job,
                 state=state,
+                # Where nobody told us that an instance begins, the instance has written it.
+                started_at=job.started_at if written is None else written["started_at"],
                 completed_at=self._clock(),
                 check_at=None,
                 image_names=tuple(images),
