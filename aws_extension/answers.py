@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from aws_extension.errors import UnexpectedAnswer
@@ -74,7 +75,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file of the cloud; `names` are its file names."""
+    """A weights file of the cloud; `sha256` goes with `names`, "" where it is not known."""
 
     id: str
     type: str
@@ -83,6 +84,12 @@ class Checkpoint:
     created_at: datetime | None
     size: int | None
     error: str
+    sha256: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Each file's name and SHA-256."""
+        return zip_longest(self.names, self.sha256[: len(self.names)], fillvalue="")
 
 
 @dataclass(frozen=True)
@@ -293,6 +300,7 @@ def parse_checkpoint(raw: object) -> Checkpoint:
         created_at=None if created is None else datetime.fromtimestamp(created, timezone.utc),
         size=fields.optional_integer("size"),
         error=fields.optional_text("error"),
+        sha256=fields.texts("sha256"),
     )
 
 

@@ -15,6 +15,7 @@ CloudError
 │   └── ServerFault          5xx
 ├── JobFailed                the compute side gave up, with its reason
 ├── Unsupported              the cloud cannot do what was asked; said before anything is sent
+├── ModelsNotInCloud         models that only this machine has, and no consent to send them
 ├── UploadFailed             a file did not reach the store
 └── Cancelled                the user stopped the work
 
@@ -98,6 +99,16 @@ class JobFailed(CloudError):
 
 class Unsupported(CloudError):
     """The cloud cannot do this; nothing was sent."""
+
+
+class ModelsNotInCloud(CloudError):
+    """Models that only this machine has; `files` is the sentence that lists them."""
+
+    def __init__(self, files: str) -> None:
+        super().__init__(
+            f"{files} Nothing was sent. Press “Upload and generate” in the panel “Generate in the "
+            "cloud”, or tick “Upload missing models without asking” there."
+        )
 
 
 class UploadFailed(CloudError):

@@ -68,8 +68,18 @@ class UploadProgress:
         if self.phase == "finishing":
             return "All parts sent, the server puts them together…"
         verb = "Reading" if self.phase == "hashing" else "Sending"
-        speed = f", {self.bytes_per_second / 1e6:.1f} MB/s" if self.bytes_per_second else ""
-        return f"{verb} {self.done / 1e6:,.1f} of {self.total / 1e6:,.1f} MB{speed}"
+        line = f"{verb} {self.done / 1e6:,.1f} of {self.total / 1e6:,.1f} MB"
+        if not self.bytes_per_second:
+            return line
+        left = duration((self.total - self.done) / self.bytes_per_second)
+        return f"{line}, {self.bytes_per_second / 1e6:.1f} MB/s, {left} left"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "40 s", "3 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Meter:
@@ -157,6 +167,7 @@ def upload_checkpoint(
     path: Path,
     kind: CheckpointType,
     *,
+    sha256: str = "",
     state_folder: Path | None = None,
     on_progress: Callable[[UploadProgress], None] = lambda progress: None,
     should_cancel: Callable[[], bool] = lambda: False,
@@ -164,16 +175,19 @@ def upload_checkpoint(
 ) -> Checkpoint:
     """Upload one file and return its Active checkpoint; content that is there is not sent again.
 
-    `state_folder` remembers an unfinished upload, so that the next call goes on with it and
-    hashes nothing twice. Callbacks run in the calling thread. Raises UploadFailed, Cancelled or
-    the API's errors; what has arrived stays on the server.
+    `sha256` spares the reading of a file whose hash is known. `state_folder` remembers an
+    unfinished upload, so that the next call goes on with it and hashes nothing twice. Callbacks
+    run in the calling thread. Raises UploadFailed, Cancelled or the API's errors; what has
+    arrived stays on the server.
     """
     # 1. Look at the file.
     size, modified = _inspect(path)
     notes = _Notes(state_folder, path, size, modified, client.api_url)
     note = notes.read()
     # 2. Its hash tells the server what it has already.
-    sha256 = note.sha256 if note else _hash(path, size, on_progress, should_cancel)
+    if note:
+        sha256 = note.sha256
+    sha256 = sha256 or _hash(path, size, on_progress, should_cancel)
     # 3. Ask where the (missing) parts go.
     upload = _resume(client, note) if note else None
     if upload is None:

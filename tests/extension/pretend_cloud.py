@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from aws_extension.fake_transport import FakeAnswer, Sent
+from tests.extension.pretend_checkpoints import PretendCheckpoints
 
 TOKEN = "token-of-the-tests-0123456789"
 CHECKPOINT = "demo.safetensors"
@@ -79,6 +80,10 @@ class PretendCloud:
     warnings: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.checkpoints = PretendCheckpoints(self.base)
+        self.checkpoints.add("Stable-diffusion", CHECKPOINT, SHA256)
+
     def __call__(self, sent: Sent) -> FakeAnswer:
         with self.lock:
             return self._answer(sent)
@@ -88,6 +93,9 @@ class PretendCloud:
         path, query = address.path, parse_qs(address.query)
         if path.startswith("/store/"):
             return self._stored(path.split("/")[2:])
+        if path.startswith("/parts/"):
+            _, _, checkpoint_id, number = path.split("/")
+            return self.checkpoints.take(checkpoint_id, int(number), sent)
         if {k.lower(): v for k, v in sent.headers.items()}.get("x-api-key") != TOKEN:
             return _refuse(401, "The token is missing or wrong.")
         if path == "/inference/test-connection":
@@ -95,11 +103,12 @@ class PretendCloud:
         if path == "/endpoints":
             return self._endpoints(sent)
         if path == "/checkpoints":
-            one = {
-                "id": "c1", "type": "Stable-diffusion", "status": "Active", "name": [CHECKPOINT],
-                "created": 1700000000, "size": 21_000_000, "sha256": SHA256,
-            }  # fmt: skip
-            return FakeAnswer(body={"statusCode": 200, "checkpoints": [one]})
+            return self.checkpoints.list(query)
+        if path == "/checkpoint":
+            known = self.checkpoints
+            return (known.create if sent.method == "POST" else known.complete)(sent.json)
+        if path.startswith("/checkpoint/"):
+            return self.checkpoints.upload(path.split("/")[2])
         if path == "/inference/v2":
             return self._submit(sent.json)
         if path == "/inference/list-inference-jobs":
@@ -130,9 +139,11 @@ class PretendCloud:
         return FakeAnswer(body=[_endpoint(name) for name in self.endpoints])
 
     def _submit(self, body: dict[str, Any]) -> FakeAnswer:
-        (name,) = body["models"]["Stable-diffusion"]
-        if name != CHECKPOINT:
-            return _refuse(404, f"There is no Active checkpoint named '{name}'. Upload it first.")
+        assert body["models"]["Stable-diffusion"]
+        for kind, names in body["models"].items():
+            for name in names:
+                if not self.checkpoints.is_active(kind, name):
+                    return _refuse(404, f"There is no Active {kind} named '{name}'. Upload it.")
         job = PretendJob(f"job-{len(self.jobs) + 1}", body, self.polls)
         self.jobs.append(job)
         return FakeAnswer(
@@ -224,7 +235,7 @@ def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    cloud.base = f"http://127.0.0.1:{server.server_port}"
+    cloud.base = cloud.checkpoints.base = f"http://127.0.0.1:{server.server_port}"
     try:
         yield cloud.base
     finally:

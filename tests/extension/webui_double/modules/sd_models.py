@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 model_data = SimpleNamespace(was_loaded_at_least_once=False, sd_model=None)
 reloads = []
+checkpoints_list = {}
 
 
 def reload_model_weights(sd_model=None, info=None, forced_reload=False):

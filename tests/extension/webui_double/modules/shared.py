@@ -57,4 +57,5 @@ class State:
 
 opts = Options()
 state = State()
-cmd_opts = SimpleNamespace(no_prompt_history=False)
+cmd_opts = SimpleNamespace(no_prompt_history=False, embeddings_dir="")
+hypernetworks = {}

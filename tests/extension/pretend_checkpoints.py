@@ -1,0 +1,103 @@
+"""The weights files of a pretended cloud: listed, uploaded part by part, completed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from aws_extension.fake_transport import FakeAnswer, Sent
+
+PART_SIZE = 100_000
+
+
+@dataclass
+class PretendCheckpoint:
+    """One file; its parts while they arrive."""
+
+    id: str
+    type: str
+    name: str
+    sha256: str
+    size: int
+    state: str = "Active"
+    parts: dict[int, bytes] = field(default_factory=dict)
+
+    def show(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "type": self.type, "status": self.state, "name": [self.name],
+            "created": 1700000000, "size": self.size, "sha256": [self.sha256],
+        }  # fmt: skip
+
+
+@dataclass
+class PretendCheckpoints:
+    """Rows 20, 20b, 21 and 22, and the store behind them."""
+
+    base: str
+    all: list[PretendCheckpoint] = field(default_factory=list)
+    refuse_parts_with: int = 0
+
+    def add(self, kind: str, name: str, sha256: str = "") -> PretendCheckpoint:
+        """One that is there already."""
+        made = PretendCheckpoint(f"c{len(self.all) + 1}", kind, name, sha256, size=21_000_000)
+        self.all.append(made)
+        return made
+
+    def is_active(self, kind: str, name: str) -> bool:
+        return any((c.type, c.name, c.state) == (kind, name, "Active") for c in self.all)
+
+    def list(self, query: dict[str, list[str]]) -> FakeAnswer:
+        types, states = query.get("types"), query.get("status")
+        shown = [
+            c.show()
+            for c in reversed(self.all)
+            if (not types or c.type in types) and (not states or c.state in states)
+        ]
+        return FakeAnswer(body={"statusCode": 200, "checkpoints": shown})
+
+    def create(self, body: dict[str, Any]) -> FakeAnswer:
+        (file,) = body["filenames"]
+        for known in self.all:
+            if known.sha256 == file["sha256"]:
+                return self.upload(known.id)
+        made = self.add(body["checkpoint_type"], file["filename"], file["sha256"])
+        made.state, made.size = "Initial", file["size"]
+        return self.upload(made.id)
+
+    def upload(self, checkpoint_id: str) -> FakeAnswer:
+        found = self._get(checkpoint_id)
+        plans = []
+        if found.state == "Initial":
+            numbers = range(1, -(-found.size // PART_SIZE) + 1)
+            plans = [
+                {
+                    "filename": found.name,
+                    "part_size": PART_SIZE,
+                    "parts": [
+                        {"PartNumber": n, "url": f"{self.base}/parts/{found.id}/{n}"}
+                        for n in numbers
+                        if n not in found.parts
+                    ],
+                    "arrived": [{"PartNumber": n, "ETag": f'"{n}"'} for n in found.parts],
+                }
+            ]
+        return FakeAnswer(
+            body={"statusCode": 200, "checkpoint": found.show(), "s3PresignUrl": plans}
+        )
+
+    def take(self, checkpoint_id: str, number: int, sent: Sent) -> FakeAnswer:
+        if self.refuse_parts_with:
+            return FakeAnswer(self.refuse_parts_with, b"")
+        self._get(checkpoint_id).parts[number] = sent.body
+        return FakeAnswer(headers={"ETag": f'"{number}"'}, body=b"")
+
+    def complete(self, body: dict[str, Any]) -> FakeAnswer:
+        found = self._get(body["checkpoint_id"])
+        content = b"".join(found.parts[n] for n in sorted(found.parts))
+        assert hashlib.sha256(content).hexdigest() == found.sha256
+        found.state = "Active"
+        return FakeAnswer(body={"statusCode": 200, "checkpoint": found.show()})
+
+    def _get(self, checkpoint_id: str) -> PretendCheckpoint:
+        return next(c for c in self.all if c.id == checkpoint_id)
