@@ -22,7 +22,10 @@ E = TypeVar("E", bound=Enum)
 
 @dataclass(frozen=True)
 class InferenceJob:
-    """A job as row 3 shows it; `progress` is 0..1, absent parts are None or empty."""
+    """A job as row 3 shows it; `progress` is 0..1, absent parts are None or empty.
+
+    `estimated_cost` is in US dollars; None where the machine's price is not known.
+    """
 
     id: str
     state: InferenceState
@@ -37,6 +40,10 @@ class InferenceJob:
     preview_url: str
     phase: str
     error: str
+    instance_type: str
+    run_seconds: float | None
+    estimated_cost: float | None
+    checkpoint_names: tuple[str, ...]
 
     @property
     def is_final(self) -> bool:
@@ -56,7 +63,10 @@ class Submission:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A deployment and the endpoint that it made."""
+    """A deployment and the endpoint that it made.
+
+    Prices are in US dollars, an hour and instance; None where they are not known.
+    """
 
     deployment_id: str
     name: str
@@ -64,6 +74,11 @@ class Endpoint:
     deployment_state: str
     instance_type: str
     instance_count: int
+    autoscaling: bool
+    min_instances: int
+    max_instances: int
+    price_per_hour: float | None
+    cost_since_start: float | None
     started_at: datetime | None
     error: str
 
@@ -185,6 +200,13 @@ class Fields:
             raise self._fault(name, None)
         return number
 
+    def flag(self, name: str) -> bool:
+        """True or false; absent means false."""
+        value = self._raw.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self._fault(name, value)
+        return bool(value)
+
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts; absent means none, a single text means one."""
         value = self._raw.get(name)
@@ -258,6 +280,10 @@ def parse_job(raw: object) -> InferenceJob:
         preview_url=fields.optional_text("preview_url"),
         phase=fields.optional_text("phase"),
         error=fields.optional_text("error"),
+        instance_type=fields.optional_text("instance_type"),
+        run_seconds=fields.optional_number("run_seconds"),
+        estimated_cost=fields.optional_number("estimated_cost"),
+        checkpoint_names=fields.texts("checkpoint_names"),
     )
 
 
@@ -283,6 +309,11 @@ def parse_endpoint(raw: object) -> Endpoint:
         deployment_state=fields.optional_text("status"),
         instance_type=fields.optional_text("instance_type"),
         instance_count=fields.optional_integer("current_instance_count") or 0,
+        autoscaling=fields.flag("autoscaling_enabled"),
+        min_instances=fields.optional_integer("min_instance_count") or 0,
+        max_instances=fields.optional_integer("max_instance_count") or 0,
+        price_per_hour=fields.optional_number("price_per_hour"),
+        cost_since_start=fields.optional_number("cost_since_start"),
         started_at=fields.time("startTime", _TIME),
         error=fields.optional_text("error"),
     )

@@ -6,12 +6,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from modules import images, processing, scripts, sd_models, sd_vae
+from modules import images, img2img, processing, scripts, sd_models, sd_vae
 
 from aws_extension.access import CloudAccess
-from aws_extension.webui import dispatch
+from aws_extension.errors import CloudError
+from aws_extension.fan_out import jobs_at_once
+from aws_extension.pages.common import browser_user, login_user
+from aws_extension.webui import host_scripts
 from aws_extension.webui.choice import CloudChoice
+from aws_extension.webui.cloud_names import find_cloud_checkpoint
 from aws_extension.webui.code_swap import CodeSwap
+from aws_extension.webui.dispatch import generate
+from aws_extension.webui.generation import Generation
 
 # The entries' code runs inside the host's functions, with the host's globals: each imports what
 # it calls. Their names say whose place they take.
@@ -27,6 +33,18 @@ def _run_script(self: Any, p: Any, *args: Any) -> Any:
     from aws_extension.webui.interception import route_script
 
     return route_script(self, p, *args)
+
+
+def _process_batch(p: Any, *args: Any, **kwargs: Any) -> Any:
+    from aws_extension.webui.interception import route_folder
+
+    return route_folder(p, *args, **kwargs)
+
+
+def _get_closet_checkpoint_match(search_string: Any) -> Any:
+    from aws_extension.webui.interception import route_checkpoint_match
+
+    return route_checkpoint_match(search_string)
 
 
 def _reload_model_weights(*args: Any, **kwargs: Any) -> Any:
@@ -46,10 +64,16 @@ class Interceptor:
 
     def __init__(self, access: CloudAccess) -> None:
         self.access = access
-        # Scripts such as X/Y/Z reload weights when they end; set while one runs for the cloud.
+        # `generation` while this thread runs one for the cloud.
         self.running = threading.local()
         self.process_images = CodeSwap(processing.process_images, _process_images)  # type: ignore[arg-type]
         self.run_script = CodeSwap(scripts.ScriptRunner.run, _run_script)  # type: ignore[arg-type]
+        self.folder = CodeSwap(img2img.process_batch, _process_batch)  # type: ignore[arg-type]
+        self.checkpoint_match = CodeSwap(
+            sd_models.get_closet_checkpoint_match,
+            _get_closet_checkpoint_match,  # type: ignore[arg-type]
+        )
+        # Scripts such as X/Y/Z reload weights when they end.
         self.reload_model = CodeSwap(sd_models.reload_model_weights, _reload_model_weights)  # type: ignore[arg-type]
         self.reload_vae = CodeSwap(sd_vae.reload_vae_weights, _reload_vae_weights)  # type: ignore[arg-type]
         self._patterns: dict[str, Callable[[Any], Any]] = {}
@@ -57,7 +81,14 @@ class Interceptor:
 
     @property
     def _swaps(self) -> tuple[CodeSwap, ...]:
-        return self.process_images, self.run_script, self.reload_model, self.reload_vae
+        return (
+            self.process_images,
+            self.run_script,
+            self.folder,
+            self.checkpoint_match,
+            self.reload_model,
+            self.reload_vae,
+        )
 
     def install(self) -> None:
         """Patch the host; twice is as good as once."""
@@ -94,9 +125,32 @@ class Interceptor:
                 table[name] = _cloud_or_local(table[name], attribute)
 
     @property
-    def is_cloud_run(self) -> bool:
-        """Whether this thread runs a script whose pictures come from the cloud."""
-        return bool(getattr(self.running, "cloud", False))
+    def generation(self) -> Generation | None:
+        """The one that this thread runs for the cloud."""
+        found: Generation | None = getattr(self.running, "generation", None)
+        return found
+
+    def run(
+        self, p: Any, choice: CloudChoice, script: Any, work: Callable[[Generation], Any]
+    ) -> Any:
+        """Do `work`, whose pictures come from the cloud, to its complete result."""
+        client = self.access.client(_user(p, choice))
+        at_once = jobs_at_once(client.list_endpoints(), choice.endpoint)
+        folder, gaps_allowed = self.access.state_folder, host_scripts.gaps_allowed(script)
+        with Generation(client, folder, at_once, gaps_allowed) as generation:
+            self.running.generation = generation
+            try:
+                processed = work(generation)
+                return processed if processed is None else generation.finish(processed, p)
+            finally:
+                self.running.generation = None
+
+
+def _user(p: Any, choice: CloudChoice) -> str:
+    """Whom the jobs belong to: the host's login, else the browser; the host's own API has none."""
+    if login := getattr(p, "user", None):
+        return login_user(login)
+    return browser_user(choice.user) if choice.user else ""
 
 
 def _cloud_or_local(local: Callable[[Any], Any], attribute: str) -> Callable[[Any], Any]:
@@ -125,45 +179,70 @@ def remove() -> None:
         _installed.pop().remove()
 
 
-def read_choice(p: Any) -> CloudChoice | None:
-    """What the panel says for this very generation; None leaves it to the WebUI."""
-    for script in p.scripts.alwayson_scripts if p.scripts else []:
-        if getattr(script, "is_cloud_panel", False):
-            choice: CloudChoice | None = script.read_choice(
-                *p.script_args[script.args_from : script.args_to]
-            )
-            return choice
-    return None
-
-
 def route_process_images(p: Any) -> Any:
     """To the cloud when the panel of `p` says so, else to the WebUI."""
     interceptor = _installed[0]
-    choice = read_choice(p)
+    choice = host_scripts.cloud_panel_choice(p)
     if choice is None:
         return interceptor.process_images.original(p)
-    return dispatch.generate(p, choice, interceptor.access.client())
+    generation = interceptor.generation
+    if generation is None:
+        return interceptor.run(
+            p, choice, None, lambda generation: generate(p, choice, generation, at_once=True)
+        )
+    try:
+        return generate(p, choice, generation, at_once=False)
+    except CloudError as failure:
+        generation.note_failure(failure)  # X/Y/Z only prints what it is told
+        raise
 
 
 def route_script(runner: Any, p: Any, *args: Any) -> Any:
-    """A selected script's run, marked when its pictures come from the cloud."""
+    """A selected script's run; its pictures are made side by side where it lets them."""
     interceptor = _installed[0]
-    if read_choice(p) is None:
+    choice = host_scripts.cloud_panel_choice(p)
+    script = host_scripts.selected_script(p, args)
+    if choice is None or script is None:
         return interceptor.run_script.original(runner, p, *args)
-    interceptor.running.cloud = True
-    try:
+    host_scripts.require_portable(script)
+    if interceptor.generation is not None:  # for a file of img2img's batch
         return interceptor.run_script.original(runner, p, *args)
-    finally:
-        interceptor.running.cloud = False
+    return interceptor.run(
+        p, choice, script, lambda _: interceptor.run_script.original(runner, p, *args)
+    )
+
+
+def route_folder(p: Any, *args: Any, **kwargs: Any) -> Any:
+    """img2img's batch of files: the pictures of all files are made side by side."""
+    interceptor = _installed[0]
+    choice = host_scripts.cloud_panel_choice(p)
+    if choice is None:
+        return interceptor.folder.original(p, *args, **kwargs)
+    return interceptor.run(
+        p, choice, None, lambda _: interceptor.folder.original(p, *args, **kwargs)
+    )
+
+
+def route_checkpoint_match(search_string: Any) -> Any:
+    """A checkpoint of this machine, or while a cloud generation runs one of the cloud."""
+    interceptor = _installed[0]
+    found = interceptor.checkpoint_match.original(search_string)
+    if found is None and interceptor.generation is not None and search_string:
+        found = find_cloud_checkpoint(interceptor.generation.client, str(search_string))
+    return found
 
 
 def route_model_reload(*args: Any, **kwargs: Any) -> Any:
     """Nothing is loaded here while a script's pictures come from the cloud."""
     interceptor = _installed[0]
-    return None if interceptor.is_cloud_run else interceptor.reload_model.original(*args, **kwargs)
+    if interceptor.generation is not None:
+        return None
+    return interceptor.reload_model.original(*args, **kwargs)
 
 
 def route_vae_reload(*args: Any, **kwargs: Any) -> Any:
     """As for the model."""
     interceptor = _installed[0]
-    return None if interceptor.is_cloud_run else interceptor.reload_vae.original(*args, **kwargs)
+    if interceptor.generation is not None:
+        return None
+    return interceptor.reload_vae.original(*args, **kwargs)

@@ -14,6 +14,7 @@ from aws_extension.answers import Checkpoint
 from aws_extension.client import CloudClient
 from aws_extension.errors import Cancelled, CloudError, ModelsNotInCloud, UploadFailed
 from aws_extension.model_needs import (
+    SHORTHASH_DIGITS,
     LocalFile,
     Need,
     RequestWalk,
@@ -44,6 +45,11 @@ class PreparedModels:
     warnings: tuple[str, ...]
     walk: RequestWalk
     names: Mapping[Need, str]
+    sha256: Mapping[str, str]
+
+    def shorthash(self, name: str) -> str | None:
+        """A file's hash as infotexts have it; None when the cloud does not know it."""
+        return self.sha256.get(name, "")[:SHORTHASH_DIGITS] or None
 
     @property
     def checkpoint(self) -> str:
@@ -86,6 +92,7 @@ def prepare_models(
         if not choice.upload_missing:
             raise ModelsNotInCloud(describe_uploads(found.uploads))
         sent = _upload(found.uploads, client, state_folder)
+        cloud = client.list_checkpoints([CheckpointState.ACTIVE])
         found = resolve(needs, cloud, local, sent)
     return PreparedModels(
         models=found.models,
@@ -96,6 +103,7 @@ def prepare_models(
         ),
         walk=walk,
         names=found.names,
+        sha256={name: sha256 for c in cloud for name, sha256 in c.files},
     )
 
 

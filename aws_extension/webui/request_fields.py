@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aws_extension.errors import Unsupported
@@ -15,12 +15,13 @@ _COMMON = [
     "sampler_name",     "scheduler",     "steps",     "cfg_scale",     "width",
     "height",     "restore_faces",     "tiling",     "eta",     "s_min_uncond",
     "s_churn",     "s_tmax",     "s_tmin",     "s_noise",     "refiner_checkpoint",
-    "refiner_switch_at",
+    "refiner_switch_at",     "distilled_cfg_scale",
 ]  # fmt: skip
 _HIRES = [
     "enable_hr",     "denoising_strength",     "hr_scale",     "hr_upscaler",
     "hr_second_pass_steps",     "hr_resize_x",     "hr_resize_y",     "hr_checkpoint_name",
     "hr_sampler_name",     "hr_scheduler",     "hr_prompt",     "hr_negative_prompt",
+    "hr_cfg",
 ]  # fmt: skip
 _IMG2IMG = [
     "denoising_strength", "resize_mode", "image_cfg_scale", "initial_noise_multiplier",
@@ -40,29 +41,42 @@ _NOT_SENT = ("sd_model_checkpoint",)
 
 
 def request_fields(
-    p: Any, piece: Piece, override_settings: Mapping[str, Any], other_scripts: Mapping[str, Any]
+    p: Any, override_settings: Mapping[str, Any], other_scripts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields of one job; `p` is a StableDiffusionProcessing of either kind.
+    """The fields that all jobs of `p` share; `p` is a StableDiffusionProcessing of either kind.
 
-    Raises Unsupported for what cannot travel.
+    `piece_fields` has the others. Raises Unsupported for what cannot travel.
     """
     fields = _present(p, _COMMON)
-    fields.update(
-        prompt=piece.prompt,
-        negative_prompt=piece.negative_prompt,
-        seed=piece.seed,
-        subseed=piece.subseed,
-        batch_size=piece.count,
-        n_iter=1,
-    )
     if is_img2img(p):
         fields.update(_img2img_fields(p))
     elif getattr(p, "enable_hr", False):
         fields.update(_present(p, _HIRES))
+        if getattr(p, "firstpass_image", None) is not None:
+            fields["firstpass_image"] = encode_picture(p.firstpass_image)
     if override_settings:
         fields["override_settings"] = dict(override_settings)
     if other_scripts:
         fields["alwayson_scripts"] = {name: {"args": args} for name, args in other_scripts.items()}
+    return fields
+
+
+def piece_fields(
+    piece: Piece, shared_fields: Mapping[str, Any], in_cloud: Callable[[str], str]
+) -> dict[str, Any]:
+    """The fields of one job: those that are shared, and its own; `in_cloud` writes a prompt with
+    the cloud's names of models."""
+    fields = {
+        **shared_fields,
+        "prompt": in_cloud(piece.prompt),
+        "negative_prompt": in_cloud(piece.negative_prompt),
+        "seed": piece.seed,
+        "subseed": piece.subseed,
+        "batch_size": piece.count,
+        "n_iter": 1,
+    }
+    if piece.init_image is not None:
+        fields["init_images"] = [shared_fields["init_images"][piece.init_image]]
     return fields
 
 
@@ -87,15 +101,14 @@ def _img2img_fields(p: Any) -> dict[str, Any]:
     if not images:
         raise Unsupported("There is no picture to start from. Put one into img2img first.")
     fields = _present(p, _IMG2IMG)
-    fields["init_images"] = [encode_picture(image) for image in images]
+    # The WebUI repeats one picture for a batch: it is sent once.
+    different = list({id(image): image for image in images}.values())
+    fields["init_images"] = [encode_picture(image) for image in different]
     if p.image_mask is not None:
         fields.update(_present(p, _MASK))
         fields["mask"] = encode_picture(flatten_mask(p.image_mask))
     if getattr(p, "latent_mask", None) is not None:
-        raise Unsupported(
-            "A separate latent mask cannot be sent to the cloud. Choose another script, or turn "
-            "“Generate in the cloud” off."
-        )
+        fields["latent_mask"] = encode_picture(flatten_mask(p.latent_mask))
     return fields
 
 

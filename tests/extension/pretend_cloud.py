@@ -36,6 +36,7 @@ class PretendJob:
     polls_left: int
     state: str = "inprogress"
     error: str = ""
+    made: int = 0
 
     @property
     def count(self) -> int:
@@ -74,6 +75,9 @@ class PretendCloud:
     base: str = "http://cloud.test"
     polls: int = 1
     fail_with: str = ""
+    refuse_seed: int | None = None
+    refuse_all: str = ""
+    made_before_failing: int = 0
     jobs: list[PretendJob] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     endpoints: list[str] = field(default_factory=lambda: ["pretend-1"])
@@ -123,7 +127,7 @@ class PretendCloud:
             self._advance(job)
             return FakeAnswer(body=self._show(job))
         if path == "/inference/get-inference-job-image-output":
-            urls = [f"{self.base}/store/{job.id}/{i}" for i in range(job.count)]
+            urls = [f"{self.base}/store/{job.id}/{i}" for i in range(job.made)]
             return FakeAnswer(body=urls)
         assert path == "/inference/get-inference-job-param-output", path
         return FakeAnswer(body=[f"{self.base}/store/{job.id}/param"])
@@ -140,6 +144,8 @@ class PretendCloud:
 
     def _submit(self, body: dict[str, Any]) -> FakeAnswer:
         assert body["models"]["Stable-diffusion"]
+        if self.refuse_all:
+            return _refuse(409, self.refuse_all)
         for kind, names in body["models"].items():
             for name in names:
                 if not self.checkpoints.is_active(kind, name):
@@ -158,7 +164,10 @@ class PretendCloud:
             return
         job.polls_left -= 1
         if job.polls_left < 0:
-            job.state, job.error = ("failed", self.fail_with) if self.fail_with else ("succeed", "")
+            refused = job.body.get("seed") == self.refuse_seed
+            job.error = f"seed {self.refuse_seed} cannot be made." if refused else self.fail_with
+            job.state = "failed" if job.error else "succeed"
+            job.made = self.made_before_failing if job.error else job.count
 
     def _show(self, job: PretendJob) -> dict[str, Any]:
         running = job.state == "inprogress"
@@ -168,11 +177,10 @@ class PretendCloud:
             "taskType": job.body["task_type"], "InferenceJobId": job.id, "status": job.state,
             "completeTime": None if running else "2026-01-02-03-04-09",
             "sagemakerRaw": "", "endpoint_name": "pretend-1", "error": job.error,
-            "image_names": [f"image_{i}.png" for i in range(job.count)]
-            if job.state == "succeed" else [],
+            "image_names": [f"image_{i}.png" for i in range(job.made)],
             "progress": done if running else 1.0, "queue_position": None, "eta_seconds": 2.0,
             "preview_url": f"{self.base}/store/{job.id}/0" if running else None,
-            "phase": "sampling",
+            "phase": "sampling", "run_seconds": None if running else 4.0,
         }  # fmt: skip
 
     def _job(self, job_id: str) -> PretendJob:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -12,71 +9,8 @@ import pytest
 from PIL import Image
 
 from aws_extension import errors
-from aws_extension.access import CloudAccess
-from aws_extension.fake_transport import FakeTransport
-from aws_extension.settings import SettingsStore
-from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud, decode
-
-DOUBLE = Path(__file__).parent / "webui_double"
-HOST_GLUE = ("panel", "interception", "dispatch")
-
-
-class Host:
-    """The double with our extension loaded into it, against a pretended cloud."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.cloud = PretendCloud()
-        for name in ("processing", "shared", "images", "scripts", "sd_models", "sd_vae"):
-            setattr(self, name, importlib.import_module(f"modules.{name}"))
-        self.callbacks = importlib.import_module("modules.script_callbacks")
-        importlib.import_module("modules.paths").data_path = str(folder)
-        self.panel_module = importlib.import_module("aws_extension.webui.panel")
-        environ = {"SDAWS_API_URL": "http://cloud.test", "SDAWS_API_TOKEN": TOKEN}
-        store = SettingsStore(environ, folder / ".config" / "connection.json")
-        self.answer = self.cloud
-        self.transport = FakeTransport(lambda sent: self.answer(sent))
-        access = CloudAccess(store, self.transport)
-        monkeypatch.setattr(self.panel_module, "host_access", lambda: access)
-        # What every other module of the host has imported before we came.
-        self.process_images = self.processing.process_images
-        self.load()
-
-    def load(self) -> None:
-        """What running `scripts/cloud.py` does."""
-        self.panel_module.register()
-
-    def runner(self, *others, selectable=()):
-        panel = self.panel_module.CloudPanel()
-        at = 1
-        for script, count in ((panel, 6), *((other, other.arguments) for other in others)):
-            script.args_from, script.args_to = at, at + count
-            at += count
-        return self.scripts.ScriptRunner([panel, *others], selectable)
-
-    def p(self, kind="Txt2Img", on=True, args=(), runner=None, **fields):
-        maker = getattr(self.processing, f"StableDiffusionProcessing{kind}")
-        made = maker(
-            outpath_samples=str(self.folder / "samples"),
-            outpath_grids=str(self.folder / "grids"),
-            **fields,
-        )
-        made.scripts = runner or self.runner()
-        made.script_args = [0, on, CHECKPOINT, "Automatic", False, "", False, *args]
-        return made
-
-
-@pytest.fixture
-def host(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(DOUBLE))
-    made = Host(tmp_path, monkeypatch)
-    yield made
-    made.callbacks.script_unloaded_callback()
-    for name in [n for n in sys.modules if n.split(".")[0] == "modules"]:
-        del sys.modules[name]
-    for name in HOST_GLUE:
-        delattr(sys.modules["aws_extension.webui"], name)
-        del sys.modules[f"aws_extension.webui.{name}"]
+from tests.extension.pretend_cloud import decode
+from tests.extension.webui_host import host as host  # a fixture
 
 
 def test_pictures_come_back_saved_with_their_infotext_and_grid(host):
@@ -146,6 +80,7 @@ def test_lists_of_prompts_and_seeds_stay_in_order(host):
 
 
 def test_settings_that_change_the_picture_travel(host):
+    host.cloud.checkpoints.add("VAE", "soft.vae.pt")
     host.shared.opts.CLIP_stop_at_last_layers = 2
     p = host.p(override_settings={"sd_vae": "soft.vae.pt", "samples_format": "jpg"})
     host.process_images(p)
@@ -196,21 +131,20 @@ def test_without_a_checkpoint_the_user_is_told_what_to_do(host):
     assert host.cloud.jobs == []
 
 
-def test_interrupt_cancels_the_job_and_keeps_what_had_come(host):
+def test_interrupt_cancels_what_runs_sends_no_more_and_keeps_what_had_come(host):
     host.cloud.polls = 50
-    state = host.shared.state
 
     def answer(sent):
         if len(host.cloud.jobs) == 2:
-            state.interrupted = True
-        elif host.cloud.jobs:
             host.cloud.jobs[0].polls_left = 0
+            host.shared.state.interrupted = True
         return host.cloud(sent)
 
     host.answer = answer
-    result = host.process_images(host.p(n_iter=4))
-    assert host.cloud.cancelled == ["job-2"]
-    assert len(result.images) == 1
+    result = host.process_images(host.p(n_iter=9))
+    assert "job-2" in host.cloud.cancelled
+    assert len(host.cloud.jobs) < 9
+    assert len(result.images) == len(host.cloud.jobs) - len(host.cloud.cancelled)
 
 
 def test_warnings_of_the_engine_are_shown(host):
@@ -245,6 +179,8 @@ def test_reloading_twice_leaves_one_interceptor_and_unloading_none(host):
 
 def test_a_script_that_reloads_weights_at_its_end_loads_nothing(host):
     class Plot:
+        filename = "scripts/plot.py"
+
         def run(self, p):
             result = host.process_images(p)
             host.sd_models.reload_model_weights()

@@ -5,7 +5,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from modules import sd_models
+from PIL import Image
+
+from modules import sd_models, shared
 
 
 def get_fixed_seed(seed):
@@ -43,6 +45,10 @@ class StableDiffusionProcessing:
     scripts: Any = None
     script_args: list = field(default_factory=list)
     comments: dict = field(default_factory=dict)
+    extra_generation_params: dict = field(default_factory=dict)
+    color_corrections: Any = None
+    user: Any = None
+    is_api: bool = False
     initialised: bool = False
 
     def comment(self, text):
@@ -65,9 +71,25 @@ class StableDiffusionProcessing:
 @dataclass
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     enable_hr: bool = False
+    hr_scale: float = 2.0
+    hr_upscaler: str = "Latent"
+    hr_checkpoint_name: Any = None
+    firstpass_image: Any = None
 
     def init(self, all_prompts, all_seeds, all_subseeds):
         self.initialised = True
+        if self.enable_hr:
+            self.extra_generation_params["Hires upscale"] = self.hr_scale
+            if not shared.state.processing_has_refined_job_count:
+                if shared.state.job_count == -1:
+                    shared.state.job_count = self.n_iter
+                shared.state.job_count *= 2
+                shared.state.processing_has_refined_job_count = True
+        if self.hr_checkpoint_name:
+            found = sd_models.get_closet_checkpoint_match(self.hr_checkpoint_name)
+            if found is None:
+                raise Exception(f"Could not find checkpoint with name {self.hr_checkpoint_name}")
+            self.extra_generation_params["Hires checkpoint"] = found.short_title
 
 
 @dataclass
@@ -75,6 +97,11 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     init_images: Any = None
     image_mask: Any = None
     mask_blur: int = 4
+    mask_blur_x: int = 4
+    mask_blur_y: int = 4
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int = 32
+    inpainting_mask_invert: int = 0
     inpainting_fill: int = 1
     denoising_strength: float = 0.5
     latent_mask: Any = None
@@ -83,22 +110,50 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
         raise AssertionError("this needs the local model")
 
 
-@dataclass
 class Processed:
-    p: Any
-    images: list
-    seed: int = -1
-    info: str = ""
-    subseed: Any = None
-    index_of_first_image: int = 0
-    infotexts: Any = None
+    def __init__(
+        self, p, images_list, seed=-1, info="", subseed=None, index_of_first_image=0, infotexts=None
+    ):
+        self.images = images_list
+        self.seed = seed
+        self.info = info
+        self.subseed = subseed
+        self.index_of_first_image = index_of_first_image
+        self.infotexts = infotexts or [info]
+        self.comments = "".join(f"{comment}\n" for comment in p.comments) if p else ""
+        self.prompt = getattr(p, "prompt", "")
 
     def js(self):
         return json.dumps({"seed": self.seed})
 
 
-def create_infotext(p, all_prompts, all_seeds, all_subseeds, index=0):
-    return f"{all_prompts[index]}\nSeed: {all_seeds[index]}, Model: {p.sd_model_name}"
+def create_infotext(
+    p,
+    all_prompts,
+    all_seeds,
+    all_subseeds,
+    use_main_prompt=False,
+    index=None,
+    all_negative_prompts=None,
+):
+    told = {
+        "Steps": p.steps,
+        "Seed": all_seeds[index],
+        "Model hash": p.sd_model_hash,
+        "Model": p.sd_model_name,
+        **p.extra_generation_params,
+        "Version": "v1.10.1",
+    }
+    pairs = ", ".join(f"{name}: {value}" for name, value in told.items() if value is not None)
+    return f"{p.main_prompt if use_main_prompt else all_prompts[index]}\n{pairs}"
+
+
+def setup_color_correction(image):
+    return image.getpixel((0, 0))
+
+
+def apply_color_correction(correction, image):
+    return Image.new("RGB", image.size, correction)
 
 
 def process_images(p):

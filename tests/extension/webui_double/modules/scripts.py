@@ -27,3 +27,7 @@ class ScriptRunner:
         if not args[0]:
             return None
         return self.selectable_scripts[args[0] - 1].run(p)
+
+
+def runner_for(p):
+    return p.scripts

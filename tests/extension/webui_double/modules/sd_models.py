@@ -7,6 +7,10 @@ reloads = []
 checkpoints_list = {}
 
 
+def get_closet_checkpoint_match(search_string):
+    return None
+
+
 def reload_model_weights(sd_model=None, info=None, forced_reload=False):
     reloads.append("model")
     return "loaded"

@@ -12,7 +12,8 @@ class Options:
         "grid_only_if_multiple": True, "grid_extended_filename": False, "enable_pnginfo": True,
         "live_previews_enable": True, "face_restoration": False, "tiling": False,
         "CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic", "eta_noise_seed_delta": 0,
-        "enable_prompt_comments": True,
+        "enable_prompt_comments": True, "img2img_color_correction": False,
+        "save_init_img": False, "outdir_init_images": "",
     }  # fmt: skip
 
     def __init__(self):
@@ -38,6 +39,7 @@ class State:
         self.skipped = self.interrupted = self.stopping_generation = False
         self.job, self.job_no, self.job_count = "", 0, -1
         self.sampling_step = self.sampling_steps = 0
+        self.processing_has_refined_job_count = False
         self.textinfo = None
         self.told = []
         self.previews = []
