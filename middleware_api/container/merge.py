@@ -179,8 +179,9 @@ def write_tensors(
         digest.update(content)
         sink.write(content)
 
-    # Hashing takes as long as reckoning, and both leave the other a core.
-    with _in_turn(put) as put_later:
+    # Hashing and writing take longer than reckoning: they have another core, and more threads
+    # than these two would only be in each other's way.
+    with _one_torch_thread(), _in_turn(put) as put_later:
         put_later(memoryview(header))
         for done, tensor in enumerate(tensors.values()):
             on_tensor(done)
@@ -192,6 +193,16 @@ def write_tensors(
 def _pieces(tensor: LazyTensor) -> Iterator[Tensor]:
     for start in range(0, tensor.n_elements, PIECE_ELEMENTS):
         yield tensor.values(start, min(start + PIECE_ELEMENTS, tensor.n_elements))
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

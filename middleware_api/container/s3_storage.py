@@ -159,7 +159,8 @@ class _Upload:
             del self._waiting[: self._part_size]
 
     def complete(self) -> None:
-        self._send(bytes(self._waiting))
+        if self._waiting or not self._tags:
+            self._send(bytes(self._waiting))
         with _in_words(self._key):
             self._s3.complete_multipart_upload(
                 **self._target, MultipartUpload={"Parts": self._tags}
