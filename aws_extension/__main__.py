@@ -19,20 +19,23 @@ def main() -> None:
 
     from aws_extension.access import CloudAccess
     from aws_extension.app import build_app
+    from aws_extension.pages.live import add_routes
     from aws_extension.settings import default_store, embedded_connection
 
     environ = dict(os.environ)
     if options.api_url:
         environ["SDAWS_API_URL"] = options.api_url
     store = default_store(environ, Path.home(), embedded_connection(Path.cwd()))
-    app = build_app(CloudAccess(store))
-    app.launch(
+    access = CloudAccess(store)
+    app = build_app(access)
+    served, _, _ = app.launch(
         server_name=options.host,
         server_port=options.port,
         show_api=False,
         quiet=True,
         prevent_thread_lock=True,
     )
+    add_routes(served, access)
     print(f"open http://{options.host}:{options.port}", flush=True)
     app.block_thread()
 

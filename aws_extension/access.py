@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import threading
 from collections import OrderedDict
@@ -11,71 +10,106 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from requests.adapters import BaseAdapter
 
-from aws_extension.answers import InferenceJob
 from aws_extension.client import CloudClient
-from aws_extension.errors import CloudError, UnexpectedAnswer
+from aws_extension.collected import CollectedJobs
+from aws_extension.errors import CloudError, NotFound, UnexpectedAnswer
+from aws_extension.http import Retries
 from aws_extension.settings import Connection, SettingsStore
+from aws_extension.signed_urls import UrlSeal
 
-THUMBNAIL_PIXELS = 192
+THUMBNAIL_PIXELS = 256
 THUMBNAILS_KEPT = 300
 # Clients keep their connections open; a host rarely has more users at once.
 CLIENTS_KEPT = 64
 
 
 class CloudAccess:
-    """One host's way to the cloud. Holds settings and caches, nothing of any one user."""
+    """One host's way to the cloud. Holds settings and caches, nothing of any one user's page.
+
+    A `user` is named by `pages.common.user_of`; without one, calls see whatever the token may.
+    """
 
     def __init__(self, store: SettingsStore, adapter: BaseAdapter | None = None) -> None:
         self.store = store
+        self.seal = UrlSeal()
+        self.collected = CollectedJobs(store.folder / "collected")
         self._adapter = adapter
         self._lock = threading.Lock()
-        self._clients: OrderedDict[tuple[Connection, str], CloudClient] = OrderedDict()
-        self._thumbnails: OrderedDict[str, str] = OrderedDict()
+        self._clients: OrderedDict[tuple[Connection, str, Retries], CloudClient] = OrderedDict()
+        self._thumbnails: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
     @property
     def state_folder(self) -> Path:
         """Where unfinished uploads are remembered."""
         return self.store.folder / "uploads"
 
-    def client(self, user: str = "") -> CloudClient:
-        """A client for the connection as it is configured now. Raises NotConfigured.
+    def is_local_server(self) -> bool:
+        """Whether the configured server is on this machine, as far as is known."""
+        try:
+            return self.store.read().is_local
+        except CloudError:
+            return True  # the embedded one is the first that most people try
 
-        It acts for `user` (see `pages.common.user_of`); without one it sees whatever the token
-        may see.
-        """
+    def client(self, user: str = "") -> CloudClient:
+        """A client for the connection as it is configured now. Raises NotConfigured."""
+        return self._client(user, Retries())
+
+    def glance(self, user: str = "") -> CloudClient:
+        """A client that tries once: for a look that comes again anyway, or that someone awaits."""
+        return self._client(user, Retries(attempts=1))
+
+    def _client(self, user: str, retries: Retries) -> CloudClient:
         connection = self.store.read()
-        key = (connection, user)
+        key = (connection, user, retries)
         with self._lock:
             if key not in self._clients:
                 self._clients[key] = CloudClient(
-                    connection.api_url, connection.token, on_behalf_of=user, adapter=self._adapter
+                    connection.api_url,
+                    connection.token,
+                    on_behalf_of=user,
+                    adapter=self._adapter,
+                    retries=retries,
                 )
             self._clients.move_to_end(key)
             while len(self._clients) > CLIENTS_KEPT:
                 self._clients.popitem(last=False)
             return self._clients[key]
 
-    def thumbnail(self, job: InferenceJob) -> str:
-        """A finished job's first picture as a small `data:` URL, or nothing.
-
-        A picture that cannot be had leaves its place empty: the list is about the jobs.
-        """
-        if not job.image_names:
-            return ""
+    def thumbnail(self, job_id: str, user: str) -> bytes:
+        """A finished job's first picture as a small JPEG. Raises CloudError."""
+        key = (user, job_id)
         with self._lock:
-            if job.id in self._thumbnails:
-                self._thumbnails.move_to_end(job.id)
-                return self._thumbnails[job.id]
-        try:
-            client = self.client()
-            encoded = _shrink(client.download(client.image_urls(job.id)[0]))
-        except (CloudError, IndexError):
-            return ""
+            if key in self._thumbnails:
+                self._thumbnails.move_to_end(key)
+                return self._thumbnails[key]
+        small = _shrink(self.picture(job_id, 0, user))
         with self._lock:
-            self._thumbnails[job.id] = encoded
+            self._thumbnails[key] = small
             while len(self._thumbnails) > THUMBNAILS_KEPT:
                 self._thumbnails.popitem(last=False)
-        return encoded
+        return small
+
+    def picture(self, job_id: str, index: int, user: str) -> bytes:
+        """A finished job's picture, the file as it was made. Raises CloudError."""
+        client = self.glance(user)
+        urls = client.image_urls(job_id)
+        if not 0 <= index < len(urls):
+            raise NotFound(f"Job {job_id[:8]} has no picture number {index + 1}.", 404)
+        return client.download(urls[index])
+
+    def preview(self, job_id: str, user: str) -> bytes:
+        """What a running job's picture looks like now, a small JPEG. Raises CloudError."""
+        client = self.glance(user)
+        url = client.get_job(job_id).preview_url
+        if not url:
+            raise NotFound(f"Job {job_id[:8]} has no preview now.", 404)
+        return client.download(url)
+
+    def forget_job(self, job_id: str, user: str) -> None:
+        """The job has been deleted: nothing of it stays here."""
+        with self._lock:
+            self._thumbnails.pop((user, job_id), None)
+        self.collected.forget(job_id)
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -88,9 +122,9 @@ def open_picture(content: bytes) -> Image.Image:
     return image
 
 
-def _shrink(content: bytes) -> str:
+def _shrink(content: bytes) -> bytes:
     image = open_picture(content).convert("RGB")
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     target = io.BytesIO()
     image.save(target, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
+    return target.getvalue()

@@ -30,7 +30,14 @@ from aws_extension.answers import (
     parse_submission,
     parse_texts,
 )
-from aws_extension.errors import Conflict, ConnectionLost, JobFailed, ServerFault, UnexpectedAnswer
+from aws_extension.errors import (
+    Conflict,
+    ConnectionLost,
+    JobFailed,
+    NotFound,
+    ServerFault,
+    UnexpectedAnswer,
+)
 from middleware_api.contract import (
     BODY_MAX_BYTES,
     CURSOR_HEADER,
@@ -50,6 +57,46 @@ LOST_PATIENCE_SECONDS = 120.0
 # How long a cancelled job may take to say so.
 CANCEL_PATIENCE_SECONDS = 30.0
 CANCEL_CHECK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Autoscaling:
+    """Bounds between which an endpoint's instances follow its work; 0 at least: it may sleep."""
+
+    at_least: int
+    at_most: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Checkpoints to make one of, in the words of the WebUI's merger; names are file names."""
+
+    method: str
+    primary: str
+    secondary: str = ""
+    tertiary: str = ""
+    multiplier: float = 0.3
+    half_precision: bool = False
+    name: str = ""
+    vae: str = ""
+    discard: str = ""
+
+    def document(self) -> dict[str, object]:
+        """Row 16's body; what was left empty is left out."""
+        optional = {
+            "secondary_model_name": self.secondary,
+            "tertiary_model_name": self.tertiary,
+            "custom_name": self.name,
+            "bake_in_vae": self.vae,
+            "discard_weights": self.discard,
+        }
+        return {
+            "interp_method": self.method,
+            "primary_model_name": self.primary,
+            "multiplier": self.multiplier,
+            "save_as_half": self.half_precision,
+            **{name: value for name, value in optional.items() if value},
+        }
 
 
 @dataclass(frozen=True)
@@ -154,7 +201,11 @@ class CloudClient:
         return [parse_endpoint(item) for item in parse_list(raw, "endpoints")]
 
     def create_endpoint(
-        self, instance_type: str, instance_count: int = 1, name: str = ""
+        self,
+        instance_type: str,
+        instance_count: int = 1,
+        name: str = "",
+        autoscaling: Autoscaling | None = None,
     ) -> Endpoint:
         """Row 7. Not repeated by itself: a lost answer would start, and bill, a second one."""
         document: dict[str, object] = {
@@ -163,6 +214,10 @@ class CloudClient:
         }
         if name:
             document["endpoint_name"] = name
+        if autoscaling is not None:
+            document["autoscaling_enabled"] = True
+            document["min_instance_count"] = autoscaling.at_least
+            document["max_instance_count"] = autoscaling.at_most
         return parse_endpoint(
             http.decode(self._call("POST", "/endpoints", document, may_repeat=False))
         )
@@ -297,9 +352,19 @@ class CloudClient:
         answer = self._call("GET", "/inference/get-inference-job", params={"jobID": job_id})
         return parse_job(http.decode(answer))
 
-    def list_jobs(self, limit: int = 20, cursor: str = "") -> Page:
-        """Row 2, one page, newest first."""
-        params: dict[str, str | int | list[str]] = {"limit": limit}
+    def list_jobs(
+        self,
+        limit: int = 20,
+        cursor: str = "",
+        states: Sequence[InferenceState] = (),
+        tasks: Sequence[TaskType] = (),
+    ) -> Page:
+        """Row 2, one page, newest first; no `states` or `tasks` means all."""
+        params: dict[str, str | int | list[str]] = {
+            "limit": limit,
+            "status": [state.value for state in states],
+            "task_type": [task.value for task in tasks],
+        }
         if cursor:
             params["cursor"] = cursor
         answer = self._call("GET", "/inference/list-inference-jobs", params=params)
@@ -313,6 +378,28 @@ class CloudClient:
         except Conflict:
             if not self.get_job(job_id).is_final:
                 raise
+
+    def rerun_job(self, job_id: str) -> Submission:
+        """The same request again, as a new job; one however often the call is sent."""
+        path = f"/inference/v2/{quote(job_id, safe='')}/rerun"
+        return parse_submission(
+            http.decode(self._call("POST", path, {}, idempotency_key=str(uuid.uuid4())))
+        )
+
+    def delete_job(self, job_id: str) -> None:
+        """Forget a job and its pictures; one that is gone already is as good."""
+        try:
+            self._call("DELETE", f"/inference/v2/{quote(job_id, safe='')}")
+        except NotFound:
+            return
+
+    def run_merge(self, merge: Merge) -> str:
+        """Row 16: begin to merge checkpoints; the id of the job that does it."""
+        key = str(uuid.uuid4())
+        answer = self._call(
+            "POST", "/inference/run-model-merge", merge.document(), idempotency_key=key
+        )
+        return Fields(http.decode(answer), "a merge").text("inference_id")
 
     def image_urls(self, job_id: str) -> tuple[str, ...]:
         """Row 4: presigned URLs of a finished job's pictures."""

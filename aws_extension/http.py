@@ -134,6 +134,11 @@ def _host(url: str) -> str:
 
 
 def _lost(url: str, fault: Exception) -> ConnectionLost:
+    if isinstance(fault, requests.exceptions.SSLError):
+        return ConnectionLost(
+            f"No safe connection to {_host(url)}: it speaks no https, or its certificate is not "
+            "trusted on this machine. Check the URL on the Connection page, http or https."
+        )
     why = "does not answer in time" if isinstance(fault, requests.Timeout) else "cannot be reached"
     return ConnectionLost(
         f"The server {_host(url)} {why}. Check that it runs, that the URL on the Connection page "

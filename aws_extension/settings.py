@@ -29,10 +29,14 @@ class Connection:
     source: str = ""
 
     @property
+    def is_local(self) -> bool:
+        """Whether the server is on this very machine."""
+        return urlsplit(self.api_url).hostname in _LOOPBACK
+
+    @property
     def is_exposed(self) -> bool:
         """Whether the token would cross a network unencrypted."""
-        address = urlsplit(self.api_url)
-        return address.scheme == "http" and address.hostname not in _LOOPBACK
+        return urlsplit(self.api_url).scheme == "http" and not self.is_local
 
 
 @dataclass(frozen=True)

@@ -4,39 +4,122 @@
     window.sdawsReady = true;
 
     // Where the host has no logins, this browser is its own user: its jobs are no other's.
-    if (!/(^|;\s*)sdaws_user=[0-9a-f]{32}(;|$)/.test(document.cookie)) {
+    const COOKIE = /(?:^|;\s*)sdaws_user=([0-9a-f]{32})(?:;|$)/;
+    if (!COOKIE.test(document.cookie)) {
         const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
         const key = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
         const secure = location.protocol === "https:" ? "; Secure" : "";
         document.cookie = `sdaws_user=${key}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
     }
 
-    const LOOK_MS = 400;
-    const REFRESH_MS = 4000;
+    const LOOK_MS = 400; // at what has come into view
+    const BUSY_MS = 1500; // between two questions while something is under way
+    const IDLE_MS = 10000; // and while nothing is
 
-    // A card of the Jobs page hands its job's id to the hidden box that the page listens to.
-    document.addEventListener("click", (event) => {
-        const card = event.target.closest && event.target.closest("[data-sdaws-job]");
-        const box = card && document.querySelector("#sdaws_job textarea, #sdaws_job input");
-        if (!box) return;
-        box.value = card.dataset.sdawsJob;
+    const inputOf = (id) => document.querySelector(`#${id} textarea, #${id} input`);
+
+    function write(box, text) {
+        box.value = text;
         box.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+
+    // Buttons and cards of our own HTML: see the attributes in pages/html.py.
+    document.addEventListener("click", (event) => {
+        const pressed = event.target.closest && event.target.closest("button");
+        if (!pressed) return;
+        const { sdawsSend, sdawsOrder, sdawsAsk, sdawsKeep, sdawsCopy } = pressed.dataset;
+        const around = pressed.closest(".sdaws-askable");
+        if (sdawsSend !== undefined) {
+            pressed.disabled = true; // one order a click; the answer brings a new button
+            setTimeout(() => (pressed.disabled = false), 1500);
+            write(inputOf(sdawsSend), sdawsOrder);
+            if (around) around.classList.remove("sdaws-asking");
+        } else if (sdawsAsk !== undefined) {
+            around.classList.add("sdaws-asking");
+            around.querySelector("[data-sdaws-keep]").focus();
+        } else if (sdawsKeep !== undefined) {
+            around.classList.remove("sdaws-asking");
+            around.querySelector("[data-sdaws-ask]").focus();
+        } else if (sdawsCopy !== undefined) {
+            const text = pressed.closest(".sdaws-infotext").querySelector("textarea");
+            text.select();
+            document.execCommand("copy"); // the newer way needs https
+        }
     });
+    document.addEventListener("keydown", (event) => {
+        if (event.key !== "Escape") return;
+        document.querySelectorAll(".sdaws-asking").forEach((asked) => {
+            asked.classList.remove("sdaws-asking");
+            asked.querySelector("[data-sdaws-ask]").focus();
+        });
+    });
+
+    // One listing brought up to date: only the cards that differ are touched.
+    function patch(listing, answer) {
+        const grid = listing.lastElementChild;
+        const old = new Map([...grid.children].map((cell) => [cell.dataset.sdawsKey, cell]));
+        const cells = answer.cards.map((card) => {
+            const cell = old.get(card.key) || document.createElement("div");
+            const isAsking = cell.querySelector(".sdaws-asking");
+            if (cell.dataset.sdawsVersion !== card.version && !isAsking) {
+                cell.className = "sdaws-cell";
+                cell.dataset.sdawsKey = card.key;
+                cell.dataset.sdawsVersion = card.version;
+                cell.innerHTML = card.content;
+            }
+            return cell;
+        });
+        const same = cells.length === grid.children.length &&
+            cells.every((cell, at) => cell === grid.children[at]);
+        if (!same) grid.replaceChildren(...cells);
+        listing.firstElementChild.innerHTML = answer.note;
+        listing.dataset.sdawsVersion = answer.version;
+        listing.dataset.sdawsBusy = answer.busy ? "yes" : "";
+    }
+
+    const press = (id) => document.getElementById(id)?.click();
+    const looks = new Map(); // by reader: when to ask again, and whether a question is out
+
+    async function ask(listing, look) {
+        const { sdawsWatch, sdawsVersion, sdawsRead, sdawsBusy } = listing.dataset;
+        look.asking = true;
+        try {
+            const answer = await fetch(`${sdawsWatch}&seen=${sdawsVersion}`);
+            if (answer.status === 200) patch(listing, await answer.json());
+            // The link has ended; or work has: then the page may show more than it did.
+            const ended = sdawsBusy && !listing.dataset.sdawsBusy;
+            if (answer.status === 403 || ended) press(sdawsRead);
+        } catch (fault) {
+            // The host does not answer: it is asked again.
+        } finally {
+            look.asking = false;
+            look.due = Date.now() + (listing.dataset.sdawsBusy ? BUSY_MS : IDLE_MS);
+        }
+    }
 
     const seen = (element) => element.offsetParent !== null;
     let open = new Set();
-    let quietSince = Date.now();
 
-    // A page reads its list when it comes into view, and again while something on it is under way.
     setInterval(() => {
-        if (document.hidden) return;
-        const buttons = [...document.querySelectorAll(".sdaws-live")].filter(seen);
-        const due = Date.now() - quietSince >= REFRESH_MS;
-        const busy = due && [...document.querySelectorAll(".sdaws-badge.sdaws-busy")].some(seen);
-        if (due) quietSince = Date.now();
-        for (const button of buttons) {
-            if (busy || !open.has(button)) button.click();
+        // The panel of the WebUI sends on behalf of whom it generates.
+        const key = COOKIE.exec(document.cookie)?.[1];
+        for (const box of document.querySelectorAll("[id^=script_][id$=_cloud_user] textarea")) {
+            if (key && box.value !== key) write(box, key);
         }
-        open = new Set(buttons);
+        if (document.hidden) return;
+        const listings = [...document.querySelectorAll("[data-sdaws-read]")].filter(seen);
+        const before = open;
+        open = new Set(listings.map((listing) => listing.dataset.sdawsRead));
+        for (const listing of listings) {
+            const { sdawsRead, sdawsWatch } = listing.dataset;
+            if (!looks.has(sdawsRead)) looks.set(sdawsRead, { due: 0, asking: false });
+            const look = looks.get(sdawsRead);
+            if (!before.has(sdawsRead)) {
+                look.due = Date.now() + BUSY_MS;
+                press(sdawsRead);
+            } else if (sdawsWatch && !look.asking && Date.now() >= look.due) {
+                ask(listing, look);
+            }
+        }
     }, LOOK_MS);
 })();

@@ -7,44 +7,67 @@ import gradio as gr
 from aws_extension import errors
 from aws_extension.access import CloudAccess
 from aws_extension.pages import html
+from aws_extension.pages.html import Value
+from aws_extension.settings import EMBEDDED_URL
 from middleware_api.contract import CheckpointState, CheckpointType
 
 INTRO = (
-    "Pictures are made by a server of yours: the embedded one on this machine (`make serve`), or "
-    "the middleware in your AWS account. Enter its URL and token."
+    "Pictures are made by a server of yours: the embedded one on this machine, or the middleware "
+    "in your AWS account. Enter its URL and token."
 )
 
 
 def test_result(access: CloudAccess) -> str:
-    """Try the connection and say in plain words what works and what comes next."""
+    """Try the connection once, and say in plain words what works and what comes next."""
     try:
         connection = access.store.read()
-        client = access.client()
+        client = access.glance()
         client.test_connection()
         endpoints = client.list_endpoints()
         checkpoints = client.list_checkpoints(
             [CheckpointState.ACTIVE], [CheckpointType.STABLE_DIFFUSION]
         )
-    except errors.Unauthorised as fault:
-        return html.notice(
-            "bad", f"The server is there, but refuses the token. Paste it again. ({fault})"
-        )
     except errors.CloudError as fault:
-        return html.notice("bad", str(fault))
+        return html.notice("bad", *explain(fault))
     ready = sum(endpoint.is_ready for endpoint in endpoints)
-    lines = [
-        f"Connected to {connection.api_url}.",
-        f"{ready} endpoint(s) ready, {len(checkpoints)} checkpoint(s) to choose from.",
+    lines: list[html.Part | tuple[html.Part, ...]] = [
+        ("Connected to", Value(connection.api_url)),
+        ("Endpoints ready:", Value(str(ready))),
+        ("Checkpoints to choose from:", Value(str(len(checkpoints)))),
     ]
     if not ready:
         lines.append("Next: create an endpoint on the Endpoints page, or wait until one is ready.")
     elif not checkpoints:
-        lines.append("Next: upload a checkpoint on the Checkpoints page.")
+        lines.append("Next: upload a checkpoint on the Models page.")
+    else:
+        lines.append("Next: generate a picture.")
     if connection.is_exposed:
         lines.append(
             "Careful: this URL is http://, so the token crosses the network readable. Use https://."
         )
-    return html.notice("busy" if connection.is_exposed else "good", "\n".join(lines))
+    return html.notice("busy" if connection.is_exposed else "good", *lines)
+
+
+def explain(fault: errors.CloudError) -> list[html.Part | tuple[html.Part, ...]]:
+    """What a failed test means, what to do, and last what exactly was answered."""
+    told = Value(str(fault))
+    if isinstance(fault, errors.ServerFault):
+        return ["The server is there, but has a fault of its own. Try again in a minute.", told]
+    if isinstance(fault, errors.ApiError) and not fault.code:
+        # The API gives each of its errors a code; a proxy or some other program does not.
+        return [
+            "Something answers there, but it is not the API. Check the URL: host, port and path; "
+            "on AWS it ends in /prod.",
+            told,
+        ]
+    if isinstance(fault, errors.Unauthorised):
+        return ["The server is there, but refuses the token. Paste it again.", told]
+    if isinstance(fault, errors.Forbidden):
+        return [
+            "The server is there, and this token may not use it. Ask its owner for one that may.",
+            told,
+        ]
+    return [told]
 
 
 def build(access: CloudAccess) -> None:
@@ -54,7 +77,7 @@ def build(access: CloudAccess) -> None:
         url = gr.Textbox(
             label="Server URL",
             value=_known_url(access),
-            placeholder="http://127.0.0.1:8210",
+            placeholder=EMBEDDED_URL,
             elem_id="sdaws_url",
         )
         token = gr.Textbox(
@@ -75,7 +98,7 @@ def build(access: CloudAccess) -> None:
         try:
             access.store.write(new_url, new_token)
         except errors.CloudError as fault:
-            return html.notice("bad", str(fault)), new_token
+            return html.notice("bad", Value(str(fault))), new_token
         return test_result(access), ""
 
     save.click(save_and_test, [url, token], [result, token])
@@ -95,10 +118,12 @@ def _hint(access: CloudAccess) -> str:
     except errors.NotConfigured:
         return html.notice(
             "idle",
-            "First step: enter the server's URL and token, then press “Save and test”. Without "
-            "an AWS account: run “make serve” in this repository, its URL is "
-            "http://127.0.0.1:8210 and it prints where its token is.",
+            "First step: enter the server's URL and token, then press “Save and test”.",
+            "No AWS account? Run “make serve” in this extension's folder: that is a server on "
+            "this machine. It prints its URL and where its token is.",
         )
     except errors.CloudError as fault:
-        return html.notice("bad", str(fault))
-    return html.notice("idle", f"Using {connection.api_url}, from {connection.source}.")
+        return html.notice("bad", Value(str(fault)))
+    return html.notice(
+        "idle", ("Using", Value(connection.api_url)), ("Set in:", Value(connection.source))
+    )

@@ -19,7 +19,9 @@ from aws_extension.pages.common import (
     endpoint_choices,
     keep_or_first,
     shown_to_user,
+    user_of,
 )
+from aws_extension.pages.html import Value
 from aws_extension.pictures import encode_picture
 from middleware_api.contract import CheckpointType, InferenceState, TaskType
 
@@ -102,7 +104,7 @@ def generate(client: CloudClient, form: Form) -> Iterator[Shown]:
     yield Shown(submission.job_id, html.bar(0, "Sent…"))
     status: WaitStatus | None = None
     for status in client.watch(submission.job_id):
-        line = html.bar(status.job.progress, status.describe())
+        line = html.bar(status.job.progress, Value(status.describe()))
         yield Shown(submission.job_id, line, _preview(client, status))
     if status is None or status.job.state is InferenceState.CANCELLED:
         yield Shown("", html.notice("idle", "Cancelled."))
@@ -111,9 +113,10 @@ def generate(client: CloudClient, form: Form) -> Iterator[Shown]:
     output = client.get_output(submission.job_id)
     for picture, text in zip(pictures, output.infotexts):  # noqa: B905 - fewer texts is no harm
         picture.info.setdefault("parameters", text)
-    lines = [f"Made {len(pictures)} picture(s) on {submission.endpoint_name}.", *output.warnings]
+    made = ("Pictures made:", Value(str(len(pictures))), "on", Value(submission.endpoint_name))
     kind: html.Kind = "busy" if output.warnings else "good"
-    yield Shown("", html.notice(kind, "\n".join(lines)), None, pictures, output.infotexts)
+    line = html.notice(kind, made, *map(Value, output.warnings))
+    yield Shown("", line, None, pictures, output.infotexts)
 
 
 def _preview(client: CloudClient, status: WaitStatus) -> Image.Image | None:
@@ -185,14 +188,14 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
                 elem_id="sdaws_infotext",
             )
 
-    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
+    def run(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         form = Form(*values)
         if not form.checkpoint:
             raise gr.Error(
-                "Choose a checkpoint first. Is the list empty? Upload one on the Checkpoints page."
+                "Choose a checkpoint first. Is the list empty? Upload one on the Models page."
             )
         with shown_to_user():
-            for shown in generate(access.client(), form):
+            for shown in generate(access.client(user_of(request)), form):
                 yield (
                     shown.job_id,
                     shown.status,
@@ -206,10 +209,10 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
                     shown.infotexts[0] if shown.infotexts else "",
                 )
 
-    def stop(running: str) -> None:
+    def stop(running: str, request: gr.Request) -> None:
         if running:
             with shown_to_user():
-                access.client().cancel_job(running)
+                access.client(user_of(request)).cancel_job(running)
 
     def lists(chosen: str | None, place: str | None) -> tuple[Any, Any]:
         try:

@@ -1,34 +1,87 @@
-"""Small pieces of HTML; every value that comes from outside is escaped here."""
+"""Small pieces of HTML; every value that comes from outside is escaped here.
+
+The WebUI translates text nodes that match an entry of localizations/ exactly. So a sentence of
+ours is a text node of its own (a `str` part), and what varies is a `Value` beside it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from html import escape as escape  # the pages take it from here
 from typing import Literal
 
 Kind = Literal["good", "busy", "bad", "idle"]
+MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
-def notice(kind: Kind, text: str) -> str:
-    """A coloured line or paragraph; line breaks are kept."""
+@dataclass(frozen=True)
+class Value:
+    """Text that varies: names, numbers, errors of the server. Not translated."""
+
+    text: str
+
+
+Part = str | Value
+
+
+def words(*parts: Part) -> str:
+    """A line of words and values."""
+    return " ".join(
+        f"<span class='sdaws-value'>{escape(part.text)}</span>"
+        if isinstance(part, Value)
+        else f"<span>{escape(part)}</span>"
+        for part in parts
+    )
+
+
+def notice(kind: Kind, *lines: Part | tuple[Part, ...]) -> str:
+    """A coloured box of one or more lines; a Value's own line breaks are kept."""
     role = "alert" if kind == "bad" else "status"
-    return f'<div class="sdaws-notice sdaws-{kind}" role="{role}">{escape(text)}</div>'
+    body = "".join(
+        f"<div>{words(*line) if isinstance(line, tuple) else words(line)}</div>" for line in lines
+    )
+    return f"<div class='sdaws-notice sdaws-{kind}' role='{role}'>{body}</div>"
 
 
 def badge(kind: Kind, text: str) -> str:
-    """A state in a word. A busy one makes the page refresh itself (see sdaws.js)."""
-    return f'<span class="sdaws-badge sdaws-{kind}">{escape(text)}</span>'
+    """A state in a word."""
+    return f"<span class='sdaws-badge sdaws-{kind}'>{escape(text)}</span>"
 
 
-def bar(fraction: float, text: str, kind: Kind = "busy") -> str:
+def bar(fraction: float, *parts: Part, kind: Kind = "busy") -> str:
     """A progress bar with its line of text."""
     percent = round(100 * min(1.0, max(0.0, fraction)), 1)
-    return (
-        f'<div class="sdaws-progress sdaws-{kind}"><div class="sdaws-track" role="progressbar" '
-        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
-        f'aria-label="{escape(text)}"><div class="sdaws-fill" style="width:{percent}%"></div></div>'
-        f"<span>{escape(text)}</span></div>"
+    return _track(
+        kind,
+        f"aria-valuenow='{percent}'",
+        f"<div class='sdaws-fill' style='width:{percent}%'></div>",
+        parts,
     )
+
+
+def endless_bar(*parts: Part) -> str:
+    """Work whose end is not known."""
+    return _track("busy", "", "<div class='sdaws-fill sdaws-endless'></div>", parts)
+
+
+def _track(kind: Kind, value: str, fill: str, parts: tuple[Part, ...]) -> str:
+    told = " ".join(part.text if isinstance(part, Value) else part for part in parts)
+    return (
+        f"<div class='sdaws-progress sdaws-{kind}'><div class='sdaws-track' role='progressbar' "
+        f"aria-valuemin='0' aria-valuemax='100' {value} aria-label='{escape(told)}'>{fill}</div>"
+        f"<div>{words(*parts)}</div></div>"
+    )
+
+
+def facts(*rows: tuple[str, Part]) -> str:
+    """Names and what they are, for a card."""
+    body = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{words(part)}</dd></div>" for name, part in rows
+    )
+    return f"<dl class='sdaws-facts'>{body}</dl>"
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:
@@ -41,9 +94,111 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
     )
 
 
+# What a click does is said in attributes that sdaws.js knows.
+
+
+def send_button(text: str, box: str, order: str, kind: str = "", hint: str = "") -> str:
+    """A button that writes `order` into the page's hidden box with that elem_id."""
+    return (
+        f"<button type='button' class='sdaws-button {kind}' data-sdaws-send='{escape(box)}' "
+        f"data-sdaws-order='{escape(order)}' title='{escape(hint)}'>{escape(text)}</button>"
+    )
+
+
+def ask_button(text: str) -> str:
+    """A button that shows the question of the surrounding `askable`."""
+    return f"<button type='button' class='sdaws-button' data-sdaws-ask=''>{escape(text)}</button>"
+
+
+def question(parts: Sequence[Part], yes: str, box: str, order: str) -> str:
+    """What an `ask_button` shows: a question, a button that does it, one that does not."""
+    return (
+        f"<div class='sdaws-question' role='alertdialog'><div>{words(*parts)}</div>"
+        "<div class='sdaws-buttons'>"
+        + send_button(yes, box, order, "sdaws-stop")
+        + "<button type='button' class='sdaws-button' data-sdaws-keep=''>Keep</button></div></div>"
+    )
+
+
+@dataclass(frozen=True)
+class Card:
+    """A part of a listing that is shown anew when its content changes."""
+
+    key: str
+    content: str
+
+    @property
+    def version(self) -> str:
+        """Differs when the content does."""
+        return _digest(self.content)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a page shows of the cloud now; `note` stands above the cards, or instead of them."""
+
+    cards: tuple[Card, ...] = ()
+    note: str = ""
+    is_busy: bool = False
+
+    @property
+    def version(self) -> str:
+        """Differs when anything does."""
+        return _digest(self.note + "".join(f"{c.key} {c.version} " for c in self.cards))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def listing(shown: Listing, reader: str, watch: str = "", kind: str = "sdaws-grid") -> str:
+    """A listing that sdaws.js keeps up to date.
+
+    `reader` is the elem_id of the page's hidden button that reads it anew: pressed when it comes
+    into view. `watch` is the signed link that answers with what has changed since.
+    """
+    cells = "".join(
+        f"<div class='sdaws-cell' data-sdaws-key='{escape(card.key)}' "
+        f"data-sdaws-version='{card.version}'>{card.content}</div>"
+        for card in shown.cards
+    )
+    return (
+        f"<div class='sdaws-listing' data-sdaws-read='{escape(reader)}' "
+        f"data-sdaws-watch='{escape(watch)}' data-sdaws-version='{shown.version}' "
+        f"data-sdaws-busy='{'yes' if shown.is_busy else ''}'>"
+        f"<div class='sdaws-note'>{shown.note}</div><div class='{kind}'>{cells}</div></div>"
+    )
+
+
+def unread(reader: str, kind: str = "sdaws-grid") -> str:
+    """A listing before its page was opened."""
+    return listing(Listing(note=endless_bar("Asking the server…")), reader, kind=kind)
+
+
 def when(moment: datetime | None) -> str:
     """A UTC time as people read it."""
-    return escape(moment.strftime("%d %b %H:%M")) + " UTC" if moment else "–"
+    return moment.strftime("%d %b %H:%M") + " UTC" if moment else "–"
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people read it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < MINUTE:
+        return f"{whole} s"
+    if whole < HOUR:
+        return f"{whole // MINUTE} min {whole % MINUTE} s"
+    if whole < DAY:
+        return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+    return f"{whole // DAY} d {whole % DAY // HOUR} h"
+
+
+def money(dollars: float) -> str:
+    """US dollars; small sums keep two digits that say something."""
+    if dollars == 0 or dollars >= 0.01:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.2g}" if dollars >= 0.0001 else "< $0.0001"
 
 
 def size(count: int | None) -> str:

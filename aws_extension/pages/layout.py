@@ -5,16 +5,29 @@ from __future__ import annotations
 import gradio as gr
 
 from aws_extension.access import CloudAccess
-from aws_extension.pages import checkpoints, connection, endpoints, jobs
+from aws_extension.errors import CloudError
+from aws_extension.pages import connection, endpoints, jobs, merge, models
+from aws_extension.pages.host import Host
 
 
-def build_pages(access: CloudAccess) -> None:
+def first_page(access: CloudAccess) -> str:
+    """The id of the page to begin with: the one with the first step, until that is done."""
+    try:
+        access.store.read()
+    except CloudError:
+        return "connection"
+    return "jobs"
+
+
+def build_pages(access: CloudAccess, host: Host) -> None:
     """Tabs that both hosts have, inside the surrounding `gr.Tabs`."""
-    with gr.Tab("Jobs", elem_id="sdaws_tab_jobs"):
-        jobs.build(access)
-    with gr.Tab("Checkpoints", elem_id="sdaws_tab_checkpoints"):
-        checkpoints.build(access)
-    with gr.Tab("Endpoints", elem_id="sdaws_tab_endpoints"):
-        endpoints.build(access)
-    with gr.Tab("Connection", elem_id="sdaws_tab_connection"):
+    with gr.Tab("Connection", id="connection", elem_id="sdaws_tab_connection"):
         connection.build(access)
+    with gr.Tab("Endpoints", id="endpoints", elem_id="sdaws_tab_endpoints"):
+        endpoints.build(access)
+    with gr.Tab("Models", id="models", elem_id="sdaws_tab_models"):
+        models.build(access)
+    with gr.Tab("Jobs", id="jobs", elem_id="sdaws_tab_jobs"):
+        jobs.build(access, host)
+    with gr.Tab("Merge", id="merge", elem_id="sdaws_tab_merge"):
+        merge.build(access)

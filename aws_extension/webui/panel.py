@@ -20,9 +20,10 @@ from aws_extension.pages.common import (
     endpoint_choices,
     keep_or_first,
 )
-from aws_extension.pages.layout import build_pages
+from aws_extension.pages.layout import build_pages, first_page
+from aws_extension.pages.live import add_routes
 from aws_extension.settings import default_store
-from aws_extension.webui import interception
+from aws_extension.webui import collect, interception
 from aws_extension.webui.choice import CloudChoice
 
 
@@ -115,14 +116,14 @@ def read_lists(checkpoint: str | None, endpoint: str | None) -> tuple[Any, Any, 
         client = host_access().client()
         checkpoints, endpoints = checkpoint_choices(client), endpoint_choices(client)
     except CloudError as fault:
-        return gr.update(), gr.update(), html.notice("bad", str(fault))
+        return gr.update(), gr.update(), html.notice("bad", html.Value(str(fault)))
     ready = len(endpoints) - 1
     if not ready:
         line = html.notice("busy", "No endpoint is ready. Create one in the Cloud tab, or wait.")
     elif not checkpoints:
         line = html.notice("busy", "No checkpoint yet. Upload one in the Cloud tab.")
     else:
-        line = html.notice("good", f"Connected. {ready} endpoint(s) ready.")
+        line = html.notice("good", ("Connected. Endpoints ready:", html.Value(str(ready))))
     return (
         gr.update(choices=checkpoints, value=keep_or_first(checkpoint, checkpoints)),
         gr.update(choices=endpoints, value=keep_or_first(endpoint, endpoints)),
@@ -141,8 +142,9 @@ def read_lists_when(
 
 def build_tab() -> list[tuple[gr.Blocks, str, str]]:
     """The Cloud tab, in the form that the WebUI wants."""
-    with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs():
-        build_pages(host_access())
+    access = host_access()
+    with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs(selected=first_page(access)):
+        build_pages(access, collect.WebUIHost())
     return [(blocks, "Cloud", "sdaws_cloud")]
 
 
@@ -150,4 +152,5 @@ def register() -> None:
     """Hook into the host; the WebUI calls this again after each "Reload UI"."""
     interception.install(host_access())
     script_callbacks.on_ui_tabs(build_tab)
+    script_callbacks.on_app_started(lambda demo, app: add_routes(app, host_access()))
     script_callbacks.on_script_unloaded(interception.remove)

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from aws_extension.fake_transport import FakeAnswer, Sent
+from middleware_api.contract import CURSOR_HEADER, ON_BEHALF_HEADER
 from tests.extension.pretend_checkpoints import PretendCheckpoints
 
 TOKEN = "token-of-the-tests-0123456789"
@@ -37,6 +38,7 @@ class PretendJob:
     state: str = "inprogress"
     error: str = ""
     made: int = 0
+    owner: str = ""
 
     @property
     def count(self) -> int:
@@ -79,6 +81,8 @@ class PretendCloud:
     refuse_all: str = ""
     made_before_failing: int = 0
     jobs: list[PretendJob] = field(default_factory=list)
+    submitted: int = 0
+    merges: list[dict[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     endpoints: list[str] = field(default_factory=lambda: ["pretend-1"])
     warnings: list[str] = field(default_factory=list)
@@ -100,8 +104,10 @@ class PretendCloud:
         if path.startswith("/parts/"):
             _, _, checkpoint_id, number = path.split("/")
             return self.checkpoints.take(checkpoint_id, int(number), sent)
-        if {k.lower(): v for k, v in sent.headers.items()}.get("x-api-key") != TOKEN:
+        headers = {k.lower(): v for k, v in sent.headers.items()}
+        if headers.get("x-api-key") != TOKEN:
             return _refuse(401, "The token is missing or wrong.")
+        user = headers.get(ON_BEHALF_HEADER.lower(), "")
         if path == "/inference/test-connection":
             return FakeAnswer(body={"message": "Success"})
         if path == "/endpoints":
@@ -114,15 +120,17 @@ class PretendCloud:
         if path.startswith("/checkpoint/"):
             return self.checkpoints.upload(path.split("/")[2])
         if path == "/inference/v2":
-            return self._submit(sent.json)
+            return self._submit(sent.json, user)
         if path == "/inference/list-inference-jobs":
-            return FakeAnswer(body=[self._show(job) for job in reversed(self.jobs)])
-        if path.endswith("/cancel"):
-            job = self._job(path.split("/")[-2])
-            job.state = "cancelled"
-            self.cancelled.append(job.id)
-            return FakeAnswer(body=self._show(job))
-        job = self._job(query["jobID"][0])
+            return self._list(query, user)
+        if path == "/inference/run-model-merge":
+            self.merges.append(sent.json)
+            job = self._add({**sent.json, "task_type": "merge", "n_iter": 0}, user)
+            return FakeAnswer(body={"inference_id": job.id, **sent.json})
+        if path.startswith("/inference/v2/"):
+            return self._act(path.split("/")[3:], sent.method, user)
+        if not (job := self._job(query["jobID"][0], user)):
+            return _refuse(404, f"There is no job '{query['jobID'][0]}'.")
         if path == "/inference/get-inference-job":
             self._advance(job)
             return FakeAnswer(body=self._show(job))
@@ -142,7 +150,33 @@ class PretendCloud:
             return FakeAnswer(body="Endpoint deleted")
         return FakeAnswer(body=[_endpoint(name) for name in self.endpoints])
 
-    def _submit(self, body: dict[str, Any]) -> FakeAnswer:
+    def _list(self, query: dict[str, list[str]], user: str) -> FakeAnswer:
+        found = [
+            job
+            for job in reversed(self.jobs)
+            if (not user or job.owner == user)
+            and job.state in query.get("status", [job.state])
+            and job.body["task_type"] in query.get("task_type", [job.body["task_type"]])
+        ]
+        start, limit = int(query.get("cursor", ["0"])[0]), int(query["limit"][0])
+        more = {CURSOR_HEADER: str(start + limit)} if len(found) > start + limit else {}
+        page = found[start : start + limit]
+        return FakeAnswer(body=[self._show(job) for job in page], headers=more)
+
+    def _act(self, where: list[str], method: str, user: str) -> FakeAnswer:
+        if not (job := self._job(where[0], user)):
+            return _refuse(404, f"There is no job '{where[0]}'.")
+        if method == "DELETE":
+            self.jobs.remove(job)
+            return FakeAnswer(body="Job deleted")
+        if where[1] == "rerun":
+            again = self._add(job.body, user)
+            return FakeAnswer(body={"inference_id": again.id, "status": "inprogress"})
+        job.state = "cancelled"
+        self.cancelled.append(job.id)
+        return FakeAnswer(body=self._show(job))
+
+    def _submit(self, body: dict[str, Any], user: str) -> FakeAnswer:
         assert body["models"]["Stable-diffusion"]
         if self.refuse_all:
             return _refuse(409, self.refuse_all)
@@ -150,8 +184,7 @@ class PretendCloud:
             for name in names:
                 if not self.checkpoints.is_active(kind, name):
                     return _refuse(404, f"There is no Active {kind} named '{name}'. Upload it.")
-        job = PretendJob(f"job-{len(self.jobs) + 1}", body, self.polls)
-        self.jobs.append(job)
+        job = self._add(body, user)
         return FakeAnswer(
             body={
                 "inference_id": job.id, "status": "inprogress", "endpoint_name": "pretend-1",
@@ -159,12 +192,18 @@ class PretendCloud:
             }
         )  # fmt: skip
 
+    def _add(self, body: dict[str, Any], user: str) -> PretendJob:
+        self.submitted += 1
+        job = PretendJob(f"job-{self.submitted}", body, self.polls, owner=user)
+        self.jobs.append(job)
+        return job
+
     def _advance(self, job: PretendJob) -> None:
         if job.state != "inprogress":
             return
         job.polls_left -= 1
         if job.polls_left < 0:
-            refused = job.body.get("seed") == self.refuse_seed
+            refused = self.refuse_seed is not None and job.body.get("seed") == self.refuse_seed
             job.error = f"seed {self.refuse_seed} cannot be made." if refused else self.fail_with
             job.state = "failed" if job.error else "succeed"
             job.made = self.made_before_failing if job.error else job.count
@@ -181,13 +220,19 @@ class PretendCloud:
             "progress": done if running else 1.0, "queue_position": None, "eta_seconds": 2.0,
             "preview_url": f"{self.base}/store/{job.id}/0" if running else None,
             "phase": "sampling", "run_seconds": None if running else 4.0,
+            "instance_type": "ml.g5.xlarge",
+            "estimated_cost": 0.0016,
+            "checkpoint_names": job.body.get("models", {}).get("Stable-diffusion", []),
         }  # fmt: skip
 
-    def _job(self, job_id: str) -> PretendJob:
-        return next(job for job in self.jobs if job.id == job_id)
+    def _job(self, job_id: str, user: str = "") -> PretendJob | None:
+        return next(
+            (j for j in self.jobs if j.id == job_id and (not user or j.owner == user)), None
+        )
 
     def _stored(self, where: list[str]) -> FakeAnswer:
         job = self._job(where[0])
+        assert job is not None, where
         if where[1] != "param":
             return FakeAnswer(body=job.picture(int(where[1])))
         texts = [job.infotext(i) for i in range(job.count)]
@@ -200,6 +245,7 @@ def _endpoint(name: str) -> dict[str, Any]:
         "EndpointDeploymentJobId": f"d-{name}", "startTime": "2026-01-02 03:04:05.000006",
         "endpoint_name": name, "endpoint_status": "InService", "status": "success",
         "instance_type": "local", "current_instance_count": 1, "error": "",
+        "price_per_hour": 0, "cost_since_start": 0,
     }  # fmt: skip
 
 
@@ -231,6 +277,8 @@ def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
                 body = json.dumps(body).encode()
             self.send_response(answer.status)
             self.send_header("Content-Length", str(len(body)))
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 

@@ -1,6 +1,6 @@
 """The callbacks that extensions register."""
 
-ui_tabs, unloaded = [], []
+ui_tabs, unloaded, started = [], [], []
 
 
 def on_ui_tabs(callback):
@@ -11,8 +11,13 @@ def on_script_unloaded(callback):
     unloaded.append(callback)
 
 
+def on_app_started(callback):
+    started.append(callback)
+
+
 def script_unloaded_callback():
     for callback in list(unloaded):
         callback()
     unloaded.clear()
     ui_tabs.clear()
+    started.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import gradio as gr
@@ -10,12 +10,22 @@ import gradio as gr
 from aws_extension.access import CloudAccess
 from aws_extension.answers import Checkpoint
 from aws_extension.errors import Cancelled, CloudError
-from aws_extension.pages import html
+from aws_extension.pages import html, links
 from aws_extension.pages.common import shown_to_user
+from aws_extension.pages.html import Value
 from aws_extension.pages.uploads import Uploads
 from middleware_api.contract import CheckpointState, CheckpointType
 
 WATCH_SECONDS = 0.3
+READ = "sdaws_models_read"
+_TYPES = {
+    CheckpointType.STABLE_DIFFUSION.value: "Checkpoint",
+    CheckpointType.EMBEDDINGS.value: "Embedding",
+    CheckpointType.LORA.value: "LoRA",
+    CheckpointType.HYPERNETWORKS.value: "Hypernetwork",
+    CheckpointType.CONTROLNET.value: "ControlNet",
+    CheckpointType.VAE.value: "VAE",
+}
 _STATES: dict[CheckpointState, tuple[html.Kind, str]] = {
     CheckpointState.ACTIVE: ("good", "Ready"),
     CheckpointState.INITIAL: ("idle", "Not complete"),
@@ -24,34 +34,38 @@ _STATES: dict[CheckpointState, tuple[html.Kind, str]] = {
 }
 
 
-def show(checkpoints: list[Checkpoint]) -> str:
+def read_all(access: CloudAccess, user: str, query: Mapping[str, str]) -> html.Listing:
+    """Everybody's weights files: they are shared. Raises CloudError."""
+    return show(access.glance().list_checkpoints())
+
+
+def show(checkpoints: list[Checkpoint]) -> html.Listing:
     """The list as a table."""
     if not checkpoints:
-        return html.notice("idle", "No checkpoint yet. Upload one below.")
+        return html.Listing(note=html.notice("idle", "No model yet. Upload one below."))
     rows = []
     for checkpoint in checkpoints:
         state = html.badge(*_STATES[checkpoint.state])
         if checkpoint.error:
-            state += f"<div class='sdaws-why'>{html.escape(checkpoint.error)}</div>"
+            state += f"<div class='sdaws-why sdaws-value'>{html.escape(checkpoint.error)}</div>"
         rows.append(
             [
-                f"<b>{html.escape(', '.join(checkpoint.names) or checkpoint.id)}</b>",
-                html.escape(checkpoint.type),
+                html.words(Value(", ".join(checkpoint.names) or checkpoint.id)),
+                html.escape(_TYPES[checkpoint.type]) if checkpoint.type in _TYPES else "–",
                 state,
-                html.size(checkpoint.size),
-                html.when(checkpoint.created_at),
+                html.words(Value(html.size(checkpoint.size))),
+                html.words(Value(html.when(checkpoint.created_at))),
             ]
         )
-    return html.table(["File", "Type", "State", "Size", "Uploaded"], rows)
+    table = html.table(["File", "Type", "State", "Size", "Uploaded"], rows)
+    return html.Listing((html.Card("table", table),))
 
 
 def build(access: CloudAccess) -> None:
     """Lay the page out; sdaws.js has it read its list when it is opened."""
     uploads = Uploads(access)
-    with gr.Row():
-        gr.Markdown("Weights files that the cloud can use. A file is sent once.")
-        refresh = gr.Button("Refresh", elem_classes=["sdaws-live", "sdaws-small"], size="sm")
-    listing = gr.HTML(elem_id="sdaws_checkpoints")
+    gr.Markdown("Weights files that the cloud can use. A file is sent once.")
+    listing = gr.HTML(html.unread(READ, kind="sdaws-single"), elem_id="sdaws_checkpoints")
     task_id = gr.State("")
     with gr.Accordion("Upload a file", open=True):
         with gr.Row():
@@ -70,12 +84,16 @@ def build(access: CloudAccess) -> None:
             send = gr.Button("Upload", variant="primary", elem_id="sdaws_upload")
             stop = gr.Button("Stop the upload")
         progress = gr.HTML(elem_id="sdaws_upload_progress")
+    with gr.Row(elem_classes=["sdaws-away"]):
+        read_button = gr.Button("Read", elem_id=READ)
 
     def read() -> str:
         try:
-            return show(access.client().list_checkpoints())
+            shown = read_all(access, "", {})
         except CloudError as fault:
-            return html.notice("bad", str(fault))
+            return html.listing(html.Listing(note=html.notice("bad", Value(str(fault)))), READ)
+        watch = links.watch(access, "models", "", {})
+        return html.listing(shown, READ, watch, kind="sdaws-single")
 
     def upload(file: str, type_name: str) -> Iterator[tuple[str, str]]:
         if not file.strip():
@@ -90,20 +108,21 @@ def build(access: CloudAccess) -> None:
         assert task is not None  # started just above
         while not task.finished.wait(WATCH_SECONDS):
             if task.progress:
-                yield running, html.bar(task.progress.fraction, task.progress.describe())
+                line = Value(task.progress.describe())
+                yield running, html.bar(task.progress.fraction, line)
         uploads.forget(running)
         if isinstance(task.error, Cancelled):
-            yield "", html.notice("idle", str(task.error))
+            yield "", html.notice("idle", Value(str(task.error)))
         elif task.error is not None:
-            yield "", html.notice("bad", str(task.error))
+            yield "", html.notice("bad", Value(str(task.error)))
         else:
-            yield "", html.bar(1, "Uploaded: it can be chosen now.", "good")
+            yield "", html.bar(1, "Uploaded: it can be chosen now.", kind="good")
 
     def stop_upload(running: str) -> None:
         if task := uploads.get(running):
             task.stop.set()
 
-    refresh.click(read, None, listing, show_progress="hidden")
+    read_button.click(read, None, listing, show_progress="hidden")
     send.click(upload, [path, kind], [task_id, progress], show_progress="hidden").then(
         read, None, listing
     )

@@ -1,0 +1,37 @@
+"""The links that pages hand to the browser; `live` answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aws_extension.access import CloudAccess
+from aws_extension.answers import InferenceJob
+
+# Relative to the page, for hosts that are not at the root of their address.
+STATE, THUMBNAIL, PREVIEW, PICTURE = (
+    "sdaws/state", "sdaws/thumbnail", "sdaws/preview", "sdaws/picture",
+)  # fmt: skip
+
+
+def watch(access: CloudAccess, page: str, user: str, query: Mapping[str, str]) -> str:
+    """Where the browser asks what has changed on a page."""
+    return access.seal.sign(f"{STATE}/{page}", {**query, "user": user})
+
+
+def thumbnail(access: CloudAccess, job: InferenceJob, user: str) -> str:
+    """A finished job's first picture, small; nothing for a job without."""
+    if not job.image_names:
+        return ""
+    return access.seal.sign(f"{THUMBNAIL}/{job.id}", {"user": user})
+
+
+def preview(access: CloudAccess, job: InferenceJob, user: str) -> str:
+    """A running job's preview; its end differs when there may be another one."""
+    if job.is_final or not job.preview_url:
+        return ""
+    return access.seal.sign(f"{PREVIEW}/{job.id}", {"user": user, "at": f"{job.progress:.3f}"})
+
+
+def picture(access: CloudAccess, job: InferenceJob, index: int, user: str) -> str:
+    """A finished job's picture as it was made."""
+    return access.seal.sign(f"{PICTURE}/{job.id}", {"user": user, "index": str(index)})

@@ -1,0 +1,114 @@
+"""The host's own routes behind the pages' signed links: what has changed, and pictures.
+
+sdaws.js asks them while a page is in view. They answer signed links alone (`links`), so that
+they open nothing where the host has logins, and a link shows its own user's things only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from aws_extension.access import CloudAccess
+from aws_extension.errors import CloudError
+from aws_extension.pages import endpoints, html, jobs, links, merge, models
+from aws_extension.signed_urls import LINK_SECONDS, LinkRefused
+
+Reader = Callable[[CloudAccess, str, Mapping[str, str]], html.Listing]
+READERS: dict[str, Reader] = {
+    "jobs": jobs.read_page,
+    "job": jobs.read_one,
+    "endpoints": endpoints.read_all,
+    "models": models.read_all,
+    "merge": merge.read_one,
+}
+_UNSIGNED = "seen"
+_MAY_KEEP = {"Cache-Control": f"private, max-age={LINK_SECONDS}"}
+
+
+def add_routes(app: FastAPI, access: CloudAccess) -> None:
+    """Add them to the host's app, once however often it is called."""
+    if any(getattr(route, "path", "").startswith(f"/{links.STATE}") for route in app.routes):
+        return
+
+    # Not `async`: they wait for the cloud, each in a thread of the app's own pool.
+
+    @app.get(f"/{links.STATE}/{{page}}", include_in_schema=False)
+    def state(page: str, request: Request) -> Response:
+        params = dict(request.query_params)
+        seen = params.pop(_UNSIGNED, "")
+        try:
+            query = access.seal.check(f"{links.STATE}/{page}", params)
+        except LinkRefused as fault:
+            return _refused(fault)
+        shown = _read(READERS[page], access, query)
+        if shown.version == seen:
+            return Response(status_code=204)
+        return JSONResponse(
+            {
+                "version": shown.version,
+                "busy": shown.is_busy,
+                "note": shown.note,
+                "cards": [
+                    {"key": card.key, "version": card.version, "content": card.content}
+                    for card in shown.cards
+                ],
+            }
+        )
+
+    @app.get(f"/{links.THUMBNAIL}/{{job_id}}", include_in_schema=False)
+    def thumbnail(job_id: str, request: Request) -> Response:
+        path = f"{links.THUMBNAIL}/{job_id}"
+        return _picture(
+            access, path, request, lambda query: access.thumbnail(job_id, query["user"])
+        )
+
+    @app.get(f"/{links.PREVIEW}/{{job_id}}", include_in_schema=False)
+    def preview(job_id: str, request: Request) -> Response:
+        path = f"{links.PREVIEW}/{job_id}"
+        return _picture(access, path, request, lambda query: access.preview(job_id, query["user"]))
+
+    @app.get(f"/{links.PICTURE}/{{job_id}}", include_in_schema=False)
+    def picture(job_id: str, request: Request) -> Response:
+        path = f"{links.PICTURE}/{job_id}"
+        return _picture(
+            access,
+            path,
+            request,
+            lambda query: access.picture(job_id, int(query["index"]), query["user"]),
+        )
+
+
+def _read(reader: Reader, access: CloudAccess, query: Mapping[str, str]) -> html.Listing:
+    try:
+        return reader(access, query["user"], query)
+    except CloudError as fault:
+        # A page of its own kind: the next look that succeeds replaces it.
+        return html.Listing(note=html.notice("bad", html.Value(str(fault))))
+
+
+def _picture(
+    access: CloudAccess, path: str, request: Request, load: Callable[[Mapping[str, str]], bytes]
+) -> Response:
+    try:
+        content = load(access.seal.check(path, dict(request.query_params)))
+    except LinkRefused as fault:
+        return _refused(fault)
+    except CloudError as fault:
+        return JSONResponse({"error": str(fault)}, status_code=404)
+    return Response(content, media_type=_media_type(content), headers=_MAY_KEEP)
+
+
+def _media_type(content: bytes) -> str:
+    """By its first bytes; what is no picture is never shown as a page."""
+    if content.startswith(b"\xff\xd8"):
+        return "image/jpeg"
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "image/webp"
+    return "image/png"
+
+
+def _refused(fault: LinkRefused) -> Response:
+    return JSONResponse({"error": str(fault)}, status_code=403)
