@@ -113,6 +113,22 @@ class TaskType(str, Enum):
 SUBMITTABLE_TASKS = tuple(task for task in TaskType if task is not TaskType.MERGE)
 
 
+class MergeMethod(str, Enum):
+    """How checkpoints are merged, in the WebUI's words."""
+
+    WEIGHTED_SUM = "Weighted sum"
+    ADD_DIFFERENCE = "Add difference"
+    NO_INTERPOLATION = "No interpolation"
+
+
+class MergedKind(str, Enum):
+    """Which kind of model a merge has made; the WebUI adds the value to its file's name."""
+
+    PLAIN = ""
+    INPAINTING = ".inpainting"
+    INSTRUCT_PIX2PIX = ".instruct-pix2pix"
+
+
 # A write is conditional on the old state; what is not listed here is refused with 409.
 INFERENCE_TRANSITIONS: dict[InferenceState, frozenset[InferenceState]] = {
     InferenceState.CREATED: frozenset(
@@ -188,6 +204,8 @@ def is_valid_name(name: str) -> bool:
         and name == name.strip()
     )
 
+
+SAFETENSORS = ".safetensors"
 
 # Bounds of one request; beyond them the API answers 422 (413 for the body).
 SIZE_MIN, SIZE_MAX = 8, 4096
@@ -271,7 +289,8 @@ class InvocationResult(TypedDict):
     """Answer of POST `/invocations`: `/sdapi/v1/txt2img`'s, its images as object keys.
 
     `info` is a JSON document in a string, as the WebUI's API answers it. `status` is `succeed`,
-    or `cancelled` when a cancel marker stopped the sampler.
+    or `cancelled` when a cancel marker stopped the sampler. `checkpoints` are those that a merge
+    has made; what containers before merges answered has no such field.
     """
 
     job_id: str
@@ -279,6 +298,7 @@ class InvocationResult(TypedDict):
     images: list[str]
     parameters: dict[str, object]
     info: str
+    checkpoints: list[ContainerCheckpoint]
 
 
 class Progress(TypedDict):
@@ -307,6 +327,25 @@ class Outcome(TypedDict):
 
     result: InvocationResult | None
     failure: str | None
+
+
+class MergeOrder(TypedDict):
+    """The request of a merge, as its container reads it: the fields of the WebUI's merger.
+
+    The names are those of the job's checkpoints, the VAE's too; None or empty where there is
+    none. `file_stem` is what `merged_file_name` makes the result's name of.
+    """
+
+    primary_model_name: str
+    secondary_model_name: str | None
+    tertiary_model_name: str | None
+    interp_method: str
+    multiplier: float
+    save_as_half: bool
+    custom_name: str
+    bake_in_vae: str | None
+    discard_weights: str
+    file_stem: str
 
 
 class ModelOrder(TypedDict):
@@ -344,6 +383,16 @@ class TrainOrder(TypedDict):
 def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> str:
     """Object key of one file of a checkpoint."""
     return f"{kind.value}/checkpoint/{checkpoint_id}/{file_name}"
+
+
+def merged_checkpoint_id(merge_job_id: str) -> str:
+    """Id of the checkpoint that a merge makes; the only ones whose keys containers write."""
+    return f"merge-{merge_job_id}"
+
+
+def merged_file_name(stem: str, kind: MergedKind) -> str:
+    """Name of the file that a merge makes."""
+    return f"{stem}{kind.value}{SAFETENSORS}"
 
 
 def model_prefix(kind: CheckpointType, name: str, model_id: str) -> str:

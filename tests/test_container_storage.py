@@ -18,10 +18,12 @@ from botocore.config import Config
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
+from middleware_api.container import s3_storage
 from middleware_api.container.errors import (
     BadRequest,
     CheckpointUnreadable,
     DiskFull,
+    JobCancelled,
     StorageUnreachable,
 )
 from middleware_api.container.s3_storage import S3Storage, s3_client
@@ -125,6 +127,47 @@ def test_two_checkpoints_of_one_name_are_two_files(storage: Storage) -> None:
     assert [path.read_bytes().decode() for path in paths] == keys
 
 
+RESULT = "Stable-diffusion/checkpoint/merge-5a1e/mix [1].safetensors"
+
+
+def write_and_cancel(storage: Storage, content: bytes) -> None:
+    with storage.writing(RESULT, len(content)) as sink:
+        sink.write(memoryview(content))
+        raise JobCancelled
+
+
+def test_a_large_object_is_there_when_it_is_whole(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_storage, "PART_BYTES", 5 * 1024 * 1024)
+    with storage.writing(RESULT, len(CONTENT)) as sink:
+        piece = bytearray(1_280_000)
+        for start in range(0, len(CONTENT), len(piece)):
+            piece[:] = CONTENT[start : start + len(piece)]  # the caller uses its memory again
+            sink.write(memoryview(piece))
+        with pytest.raises(FileNotFoundError):
+            storage.read(RESULT)
+    assert storage.read(RESULT) == CONTENT
+
+
+def test_a_large_object_that_fails_leaves_nothing(storage: Storage, folder: Path) -> None:
+    with pytest.raises(JobCancelled):
+        write_and_cancel(storage, CONTENT)
+    with pytest.raises(FileNotFoundError):
+        storage.read(RESULT)
+    assert files(folder) == []
+
+
+def test_what_a_killed_writer_left_goes_when_the_key_is_written_again(folder: Path) -> None:
+    """On the disk; S3 drops it by the bucket's rule."""
+    storage = FolderStorage(folder)
+    storage.write(RESULT, b"")
+    (folder / RESULT).with_name(".0123.part").write_bytes(b"half")
+    with storage.writing(RESULT, 1) as sink:
+        sink.write(memoryview(b"1"))
+    assert files(folder) == [folder / RESULT]
+
+
 @pytest.mark.parametrize("key", ["", ".", "/etc/passwd", "../x", "a/../../x", "a/..", "a\0b"])
 def test_keys_cannot_leave_the_object_store(storage: Storage, key: str) -> None:
     for act in (
@@ -132,6 +175,7 @@ def test_keys_cannot_leave_the_object_store(storage: Storage, key: str) -> None:
         lambda: storage.read(key),
         lambda: storage.write(key, b""),
         lambda: storage.weights(checkpoint(key=key)),
+        lambda: storage.writing(key, 1).__enter__(),
     ):
         with pytest.raises(BadRequest, match="not a relative path"):
             act()
@@ -145,6 +189,34 @@ def test_a_lost_folder_is_reported(storage: Storage, folder: Path) -> None:
 
 
 # S3 alone: what it is asked.
+
+
+def test_a_large_object_goes_in_parts_and_a_failed_one_leaves_none(
+    account: Aws, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_storage, "PART_BYTES", 5 * 1024 * 1024)
+    client = account.client("s3")
+    storage = S3Storage(client, BUCKET, folder, Clock())
+    with account.counted() as calls, storage.writing(RESULT, len(CONTENT)) as sink:
+        sink.write(memoryview(CONTENT))
+    assert calls == ["CreateMultipartUpload", "UploadPart", "UploadPart", "CompleteMultipartUpload"]
+    with pytest.raises(JobCancelled):
+        write_and_cancel(storage, bytes(len(CONTENT)))
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=BUCKET)
+    assert storage.read(RESULT) == CONTENT  # an earlier one stands
+    assert files(folder) == []
+
+
+def test_the_largest_objects_have_no_more_parts_than_s3_takes(
+    account: Aws, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_storage, "PARTS_MAX", 1)
+    storage = S3Storage(account.client("s3"), BUCKET, folder, Clock())
+    size = s3_storage.PART_BYTES + 1
+    with account.counted() as calls, storage.writing(RESULT, size) as sink:
+        sink.write(memoryview(bytes(size - 1)))
+        sink.write(memoryview(b"1"))
+    assert calls.count("UploadPart") == 1
 
 
 def test_an_absent_object_is_asked_for_once_a_second(account: Aws, folder: Path) -> None:
@@ -273,6 +345,7 @@ ACTS: dict[str, Callable[[Storage], object]] = {
     "get_object": lambda storage: storage.read(KEY),
     "put_object": lambda storage: storage.write(KEY, b""),
     "download": lambda storage: storage.weights(checkpoint()),
+    "create_multipart_upload": lambda storage: storage.writing(KEY, 1).__enter__(),
 }
 
 
@@ -314,6 +387,20 @@ def test_no_connection_is_told(folder: Path, act: str) -> None:
     with pytest.raises(StorageUnreachable, match=r"\(EndpointConnectionError\)") as raised:
         ACTS[act](storage)
     assert str(port) in str(raised.value.__cause__)
+
+
+def test_a_part_that_s3_refuses_is_told_also_when_the_upload_cannot_be_dropped(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage, stubber = stubbed(folder)
+    stubber.add_response("create_multipart_upload", {"UploadId": "u1"})
+    stubber.add_client_error("upload_part", "SlowDown", http_status_code=503)
+    stubber.add_client_error("abort_multipart_upload", "AccessDenied", http_status_code=403)
+    with stubber, pytest.raises(StorageUnreachable, match=r"\(SlowDown, "):  # noqa: SIM117
+        with storage.writing(RESULT, 1) as sink:
+            sink.write(memoryview(b"1"))
+    stubber.assert_no_pending_responses()
+    assert f"upload of {RESULT} not aborted" in caplog.text
 
 
 def test_a_download_that_breaks_off_is_tried_again_and_then_told(folder: Path) -> None:

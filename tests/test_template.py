@@ -18,6 +18,7 @@ from middleware_api.api.reference import service_description
 from middleware_api.aws.events import ENDPOINT_CHANGE, TRAINING_CHANGE
 from middleware_api.aws.settings import AwsSettings, read_aws_settings
 from middleware_api.aws.table import EXPIRES, schema
+from middleware_api.contract import CheckpointType, checkpoint_key, merged_checkpoint_id
 from middleware_api.deploy import package
 from middleware_api.deploy.routes import routes, with_routes
 from tests.aws_calls import actions, called_operations
@@ -55,6 +56,10 @@ LAMBDAS_OWN = {
     "sqs:GetQueueAttributes",
     "sqs:ReceiveMessage",
 }
+
+
+# Where merged checkpoints lie; nothing that users upload does.
+MERGED = checkpoint_key(CheckpointType.STABLE_DIFFUSION, merged_checkpoint_id("*"), "*")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +145,20 @@ def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template
         if "s3:PutObject" in as_list(statement["Action"])
         for resource in as_list(statement["Resource"])
     ]
-    assert writable == ["${Bucket.Arn}/out/*", "${Bucket.Arn}/sagemaker_output/*"]
+    assert writable == [
+        "${Bucket.Arn}/out/*",
+        "${Bucket.Arn}/sagemaker_output/*",
+        f"${{Bucket.Arn}}/{MERGED}",
+    ]
+
+
+def test_the_container_gives_up_no_upload_but_its_own(template: Json) -> None:
+    (statement,) = (
+        s
+        for s in statements_of(template, "EndpointRole")
+        if "s3:AbortMultipartUpload" in as_list(s["Action"])
+    )
+    assert statement["Resource"] == {"Fn::Sub": f"${{Bucket.Arn}}/{MERGED}"}
 
 
 def test_the_container_may_read_and_write_what_its_code_does(template: Json) -> None:

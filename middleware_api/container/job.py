@@ -59,10 +59,11 @@ def parse_invocation(body: bytes) -> contract.Invocation:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task answers: the keys of its pictures, and a JSON document."""
+    """What a task answers: the keys of its pictures, a JSON document, the weights it made."""
 
     images: tuple[str, ...]
     info: str
+    checkpoints: tuple[contract.ContainerCheckpoint, ...] = ()
 
 
 @dataclass
@@ -193,6 +194,7 @@ class JobRunner:
             images=[*answer.images],
             parameters=_echo(content),
             info=answer.info,
+            checkpoints=[*answer.checkpoints],
         )
 
     def _params(self, key: str) -> bytes:

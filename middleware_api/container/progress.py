@@ -50,21 +50,22 @@ class ProgressReporter:
 
     def phase(self, name: str) -> None:
         """Names what happens now, at the step where the job stands."""
-        self._leave(name, Step(self._latest[1].done, self._latest[1].total, None))
+        self.note(name, Step(self._latest[1].done, self._latest[1].total, None))
 
     def step(self, step: Step) -> None:
-        self._leave("sampling" if step.done < step.total else "saving", step)
+        self.note("sampling" if step.done < step.total else "saving", step)
+
+    def note(self, phase: str, step: Step) -> None:
+        """Says both what happens now, and where the job stands."""
+        with self._changed:
+            self._latest, self._dirty = (phase, step), True
+            self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-
-    def _leave(self, phase: str, step: Step) -> None:
-        with self._changed:
-            self._latest, self._dirty = (phase, step), True
-            self._changed.notify()
 
     def _write_changes(self) -> None:
         while True:

@@ -20,11 +20,14 @@ from s3transfer.exceptions import (  # type: ignore[import-untyped]
 )
 
 from middleware_api.container.errors import CheckpointUnreadable, StorageUnreachable
-from middleware_api.container.storage import PARTIAL, key_parts, sha256_of, whole_file
-from middleware_api.contract import ContainerCheckpoint
+from middleware_api.container.storage import PARTIAL, Sink, key_parts, sha256_of, whole_file
+from middleware_api.contract import MIB, PARTS_MAX, ContainerCheckpoint
 
 ABSENT_SECONDS = 1.0
 """How long an absent object is taken for absent without asking again."""
+
+PART_BYTES = 16 * MIB
+"""How much of a large object is sent at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,18 @@ class S3Storage:
         if self._absent and self._absent[0] == key:
             self._absent = None
 
+    @contextmanager
+    def writing(self, key: str, size: int) -> Iterator[Sink]:
+        """See `Storage`. What a killed process has sent is dropped by the bucket's rule on
+        uploads that nobody finished."""
+        key_parts(key)
+        upload = _Upload(self._s3, self._bucket, key, size)
+        try:
+            yield upload
+            upload.complete()
+        finally:
+            upload.abort_unless_complete()
+
     def weights(self, checkpoint: ContainerCheckpoint) -> Path:
         """See `Storage`; raises CheckpointUnreadable, DiskFull and StorageUnreachable."""
         key, name = checkpoint["key"], checkpoint["name"]
@@ -121,6 +136,52 @@ class S3Storage:
             with suppress(BlockingIOError, FileNotFoundError), partial.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 partial.unlink()
+
+
+class _Upload:
+    """A multipart upload that is fed piece by piece; holds one part in memory."""
+
+    def __init__(self, s3: Any, bucket: str, key: str, size: int) -> None:
+        self._s3, self._key = s3, key
+        self._part_size = max(PART_BYTES, -(-size // PARTS_MAX))
+        self._target = {"Bucket": bucket, "Key": key}
+        self._tags: list[dict[str, object]] = []
+        self._waiting = bytearray()
+        self._is_complete = False
+        with _in_words(key):
+            self._target["UploadId"] = s3.create_multipart_upload(**self._target)["UploadId"]
+
+    def write(self, content: memoryview, /) -> None:
+        """See `Sink`."""
+        self._waiting += content
+        while len(self._waiting) >= self._part_size:
+            self._send(bytes(self._waiting[: self._part_size]))
+            del self._waiting[: self._part_size]
+
+    def complete(self) -> None:
+        if self._waiting or not self._tags:
+            self._send(bytes(self._waiting))
+        with _in_words(self._key):
+            self._s3.complete_multipart_upload(
+                **self._target, MultipartUpload={"Parts": self._tags}
+            )
+        self._is_complete = True
+
+    def abort_unless_complete(self) -> None:
+        """Called on the way out of a failure, which is what must be told."""
+        if self._is_complete:
+            return
+        try:
+            self._s3.abort_multipart_upload(**self._target)
+        except (BotoCoreError, ClientError) as error:
+            logger.warning("upload of %s not aborted: %s", self._key, error)
+
+    def _send(self, content: bytes) -> None:
+        number = len(self._tags) + 1
+        with _in_words(self._key):
+            answer = self._s3.upload_part(**self._target, PartNumber=number, Body=content)
+        checksums = {name: answer[name] for name in ("ChecksumCRC32",) if name in answer}
+        self._tags.append({"PartNumber": number, "ETag": answer["ETag"], **checksums})
 
 
 def _require_whole(file: BinaryIO, checkpoint: ContainerCheckpoint) -> None:

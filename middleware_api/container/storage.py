@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -17,6 +17,13 @@ from middleware_api.contract import ContainerCheckpoint
 PARTIAL = ".*.part"
 """Pattern of the names of files that are not whole yet."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Sink(Protocol):
+    """Takes a large object's bytes, from its first to its last."""
+
+    def write(self, content: memoryview, /) -> object:
+        """The bytes may change once it has returned."""
 
 
 class Storage(Protocol):
@@ -33,6 +40,13 @@ class Storage(Protocol):
 
     def write(self, key: str, content: bytes) -> None:
         """Readers see the old object or the whole new one."""
+
+    def writing(self, key: str, size: int) -> AbstractContextManager[Sink]:
+        """A large new object of `size` bytes, whole when the block ends.
+
+        One that ends with an error leaves nothing; so does one that was killed, at the latest
+        when the same key is written again. Nobody else may write under the key's folder.
+        """
 
     def weights(self, checkpoint: ContainerCheckpoint) -> Path:
         """The checkpoint's file on this machine, named as its key ends.
@@ -66,6 +80,19 @@ class FolderStorage:
         )
         with whole_file(self._path(key), no_room) as file:
             file.write(content)
+
+    @contextmanager
+    def writing(self, key: str, size: int) -> Iterator[Sink]:
+        """See `Storage`; raises DiskFull."""
+        path = self._path(key)
+        for partial in path.parent.glob(PARTIAL):  # of a worker that was killed
+            partial.unlink(missing_ok=True)
+        no_room = (
+            f"No room left for {path.name} ({size / 1e9:.2f} GB). Free disk space under the object "
+            "store, then run the job again."
+        )
+        with whole_file(path, no_room) as file:
+            yield file
 
     def weights(self, checkpoint: ContainerCheckpoint) -> Path:
         """See `Storage`; whoever opens the file finds out whether it is there."""

@@ -8,6 +8,7 @@ from functools import partial
 from middleware_api.container.engine import Engine
 from middleware_api.container.generation import generate
 from middleware_api.container.job import Task
+from middleware_api.container.merge import merge
 from middleware_api.contract import TaskType
 
 
@@ -16,4 +17,5 @@ def tasks_of(engine: Engine) -> Mapping[str, Task]:
     return {
         TaskType.TXT2IMG.value: partial(generate, engine),
         TaskType.IMG2IMG.value: partial(generate, engine),
+        TaskType.MERGE.value: merge,
     }
