@@ -22,6 +22,7 @@ from PIL import Image
 from middleware_api.container.engine import CheckpointFile, Engine
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import parse_request
+from middleware_api.container.roles import Roles
 from middleware_api.demo.shapes import SIDE, Reading, Scene, caption, random_scene, read_picture
 
 CHECKPOINT = Path(__file__).parents[1] / "middleware_api" / "demo" / "demo.safetensors"
@@ -52,7 +53,7 @@ def answers(
     """Random prompts through the engine; `fields` are the WebUI's, such as steps."""
     engine = Engine(torch.device("cpu"), 10**9, PromptEncoder())
     rng = random.Random(seed)
-    with engine.load(CheckpointFile(checkpoint, checkpoint.name, "demo", "")) as model:
+    with engine.load(Roles(CheckpointFile(checkpoint, checkpoint.name, "demo", ""))) as model:
         for number in range(count):
             scene = random_scene(rng)
             asked = {"prompt": caption(scene), "seed": number, "width": SIDE, "height": SIDE}

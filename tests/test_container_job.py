@@ -62,7 +62,8 @@ def invocation(**changes: Any) -> contract.Invocation:
 class Watched(FolderStorage):
     """A real folder that remembers what was written, and runs `after_write` once it is there.
 
-    `before_weights` runs while the job waits for its checkpoint.
+    `before_weights` runs while the job waits for its checkpoint, `before_look` when it looks
+    whether an object is there.
     """
 
     def __init__(self, root: Path) -> None:
@@ -70,6 +71,11 @@ class Watched(FolderStorage):
         self.written: list[str] = []
         self.after_write = lambda key: None
         self.before_weights = lambda: None
+        self.before_look = lambda key: None
+
+    def exists(self, key: str) -> bool:
+        self.before_look(key)
+        return super().exists(key)
 
     def weights(self, checkpoint: contract.ContainerCheckpoint) -> Path:
         self.before_weights()
@@ -170,6 +176,24 @@ def test_a_cancelled_job_stops_at_the_next_step_and_keeps_what_is_finished(
     progress = storage.progress()
     assert (progress["step"], progress["total_steps"]) == (3, 150)
     assert progress["phase"] == "cancelled"
+
+
+def test_a_cancelled_hires_pass_stops_at_the_next_step(runner: JobRunner, storage: Watched) -> None:
+    submit(storage, steps=4, enable_hr=True, hr_scale=1.25, hr_second_pass_steps=100)
+    looks: list[str] = []
+
+    def cancel_in_the_second_pass(key: str) -> None:
+        looks.append(key)
+        if len(looks) == 12:
+            storage.write(contract.cancel_key(JOB), b"")
+
+    storage.before_look = cancel_in_the_second_pass
+    result = runner.run(invocation())
+    assert (result["status"], result["images"]) == ("cancelled", [])
+    progress = storage.progress()
+    assert len(looks) == 12
+    assert 4 < progress["step"] < 12
+    assert progress["total_steps"] == 104
 
 
 def refuse_weights() -> None:
@@ -342,6 +366,50 @@ def test_files_that_the_engine_cannot_use_are_warned_of(
     ]
 
 
+def named(kind: str, name: str, key: str = CHECKPOINT) -> dict[str, object]:
+    return {"type": kind, "name": name, "key": key, "size": 1, "sha256": ""}
+
+
+def test_a_request_names_the_files_it_is_made_with(runner: JobRunner, storage: Watched) -> None:
+    other = "Stable-diffusion/checkpoint/c2/other.safetensors"
+    write_checkpoint(storage.root / other, seed=1)
+    wanted = [
+        named("Stable-diffusion", "tiny.safetensors"),
+        named("Stable-diffusion", "other.safetensors", other),
+        named("Stable-diffusion", "third.safetensors", "never opened"),
+        named("VAE", "soft.safetensors", other),  # a whole checkpoint brings its VAE along
+    ]
+    submit(
+        storage,
+        refiner_checkpoint="tiny.safetensors [0123456789]",
+        refiner_switch_at=0.5,
+        override_settings={"sd_model_checkpoint": "other", "sd_vae": "soft.safetensors"},
+    )
+    info = json.loads(runner.run(invocation(checkpoints=wanted))["info"])
+    assert (info["sd_model_name"], info["sd_vae_name"]) == ("other", "soft.safetensors")
+    assert info["sd_vae_hash"] == info["sd_model_hash"]
+    tiny = hashlib.sha256(storage.read(CHECKPOINT)).hexdigest()[:10]
+    assert info["extra_generation_params"] == {
+        "Refiner": f"tiny [{tiny}]",
+        "Refiner switch at": 0.5,
+    }
+    assert info["warnings"] == [
+        "Stable-diffusion file third.safetensors is not named by the request and was ignored."
+    ]
+
+
+def test_a_vae_that_the_job_does_not_bring_is_warned_of(
+    runner: JobRunner, storage: Watched
+) -> None:
+    submit(storage, override_settings={"sd_vae": "soft.pt", "sd_model_checkpoint": "elsewhere"})
+    info = json.loads(runner.run(invocation())["info"])
+    assert info["sd_vae_name"] is None
+    assert info["warnings"] == [
+        "override_settings.sd_vae 'soft.pt' is not among the job's VAE files: the checkpoint's own "
+        "was used."
+    ]
+
+
 def test_each_failure_says_what_to_do(runner: JobRunner, storage: Watched) -> None:
     def refused(kind: type[ContainerError], words: str, **changes: Any) -> None:
         (storage.root / contract.outcome_key(JOB)).unlink(missing_ok=True)
@@ -351,6 +419,10 @@ def test_each_failure_says_what_to_do(runner: JobRunner, storage: Watched) -> No
     refused(BadRequest, "are not in the object store. Submit the job again")
     submit(storage, sampler_name="Eular")
     refused(BadRequest, "Sampler 'Eular' is not available. Choose one of: DPM")
+    submit(storage, refiner_checkpoint="absent")
+    refused(BadRequest, r"refiner_checkpoint 'absent' is not among .*\(tiny.safetensors\)")
+    submit(storage, enable_hr=True, hr_checkpoint_name="absent")
+    refused(BadRequest, "hr_checkpoint_name 'absent' is not among the job's checkpoints")
     submit(storage)
     refused(BadRequest, "names no Stable-diffusion checkpoint", checkpoints=[])
     refused(BadRequest, "Task type 'interrogate'", task_type="interrogate")

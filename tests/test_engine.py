@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from middleware_api.container.checkpoint import StableDiffusion
-from middleware_api.container.engine import CheckpointFile, Engine, Picture
+from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
 from middleware_api.container.infotext import VERSION
 from middleware_api.container.progress import Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest, parse_request
+from middleware_api.container.roles import Roles
 from middleware_api.container.samplers import SAMPLERS, Sampler
 from tests.engine_checkpoints import write_checkpoint
 
@@ -34,16 +34,16 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def model(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StableDiffusion]:
+def model(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     path = write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny, small.safetensors")
-    with engine.load(CheckpointFile(path, path.name, "key", "")) as loaded:
+    with engine.load(Roles(CheckpointFile(path, path.name, "key", ""))) as loaded:
         yield loaded
 
 
 class Studio:
     """The engine with a model, asked in the WebUI's fields."""
 
-    def __init__(self, engine: Engine, model: StableDiffusion) -> None:
+    def __init__(self, engine: Engine, model: Models) -> None:
         self.engine, self.model = engine, model
         self.steps: list[Step] = []
 
@@ -61,7 +61,7 @@ class Studio:
 
 
 @pytest.fixture
-def studio(engine: Engine, model: StableDiffusion) -> Studio:
+def studio(engine: Engine, model: Models) -> Studio:
     return Studio(engine, model)
 
 
@@ -237,7 +237,7 @@ def test_the_infotext_is_the_webuis(studio: Studio) -> None:
     (picture,) = studio.make(
         negative_prompt="blurry", cfg_scale=6.5, sampler_name="k_dpmpp_2m", scheduler="karras"
     )
-    digest = studio.model.sha256[:10]
+    digest = studio.model.names.main.short_hash
     assert len(digest) == 10
     assert picture.infotext == (
         "a red circle\n"
@@ -279,6 +279,6 @@ def test_models_are_kept_within_the_cache(engine: Engine, tmp_path: Path) -> Non
     size = 2 * files[0].path.stat().st_size  # halves in the file, singles in memory
     small = Engine(torch.device("cpu"), int(2.5 * size), PromptEncoder())
     for file in (files[0], files[1], files[0], files[2]):
-        with small.load(file) as model:
-            assert model.n_bytes <= size
+        with small.load(Roles(file)) as models:
+            assert models.main.n_bytes <= size
     assert small.cache.keys == ["0", "2"]

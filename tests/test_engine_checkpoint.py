@@ -66,7 +66,6 @@ def test_all_weights_of_the_file_reach_the_modules(tmp_path: Path) -> None:
     )
     assert model.n_bytes == 4 * sum(t.numel() for t in tensors.values())
     assert model.latent_factor == 8
-    assert model.title == "tiny"
 
 
 def test_text_encoders_load_under_both_of_their_names(tmp_path: Path) -> None:

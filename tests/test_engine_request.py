@@ -13,6 +13,7 @@ from PIL import Image
 
 from middleware_api.container import pictures
 from middleware_api.container.errors import BadRequest
+from middleware_api.container.hires import Target
 from middleware_api.container.request import GenerationRequest, ResizeMode, parse_request
 
 DOT = (
@@ -55,7 +56,13 @@ def test_open_seeds_are_drawn_and_given_ones_kept() -> None:
         ({"prompt": 7}, "prompt must be a text"),
         ({"prompt": "\ud800"}, "prompt must be text without lone surrogates"),
         ({"prompt": "x" * 40_000}, "prompt is longer than"),
-        ({"enable_hr": True}, "enable_hr .* is not supported yet"),
+        ({"enable_hr": True, "hr_upscaler": "4x"}, "'4x' is not available.*Latent, .*Nearest"),
+        ({"enable_hr": True, "hr_scale": 8.5}, "hr_scale must be between 0 and 8"),
+        ({"enable_hr": True, "hr_scale": 0}, "The hires pass would be 0x0"),
+        ({"enable_hr": True, "width": 4096}, "The hires pass would be 8192x1024. Choose hr_scale"),
+        ({"enable_hr": True, "hr_sampler_name": "Eular"}, "Sampler 'Eular' is not available"),
+        ({"enable_hr": True, "firstpass_image": "x"}, "firstpass_image is not a readable picture"),
+        ({"refiner_checkpoint": "b", "refiner_switch_at": 2}, "refiner_switch_at must be between"),
         ({"enable_hr": "yes"}, "enable_hr must be true or false"),
         ({"override_settings": []}, "override_settings must be an object"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 0}}, "override_settings.CLIP_stop"),
@@ -80,7 +87,7 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, object], messa
         ({"init_images": [7]}, r"init_images\[0\] is not a base64 text"),
         ({"init_images": [DOT], "mask": "aGVsbG8="}, "mask is not a readable picture"),
         ({"init_images": [DOT], "denoising_strength": 1.5}, "denoising_strength must be between"),
-        ({"init_images": [DOT], "resize_mode": 3}, "resize_mode 3 .* is not supported yet"),
+        ({"init_images": [DOT], "resize_mode": 3}, "is 1x1. resize_mode 3 .* between 8 and 4096"),
         ({"init_images": [DOT], "mask": DOT, "inpainting_fill": 4}, "inpainting_fill must be"),
     ],
     ids=str,
@@ -88,6 +95,67 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, object], messa
 def test_img2img_fields_are_refused_by_name(fields: dict[str, object], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         parsed("img2img", **fields)
+
+
+def test_the_hires_pass_takes_over_what_it_is_not_told() -> None:
+    menus = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
+    request = parsed(
+        enable_hr=True,
+        prompt="a cat",
+        negative_prompt="blurry",
+        steps=12,
+        sampler_name="DPM++ 2M",
+        scheduler="Karras",
+        hr_checkpoint_name="Use same checkpoint",
+        **menus,
+    )
+    hires = request.hires
+    assert hires is not None
+    assert (hires.prompt, hires.negative_prompt) == ("a cat", "blurry")
+    assert (hires.sampler.name, hires.schedule, hires.steps) == ("DPM++ 2M", "Karras", 12)
+    assert (hires.upscaler.name, hires.checkpoint) == ("Latent", "")
+    assert hires.denoising_strength == 0.75
+    assert parsed(hr_scale=3).hires is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "target"),
+    [
+        ({}, Target(1024, 768)),
+        ({"hr_scale": 1.51}, Target(773, 579)),
+        ({"hr_resize_x": 1000}, Target(1000, 750)),
+        ({"hr_resize_y": 1000}, Target(1333, 1000)),
+        # Both: covers what was asked for, and the rest is cut off.
+        ({"hr_resize_x": 1000, "hr_resize_y": 1000}, Target(1333, 1000, 333, 0)),
+        ({"hr_resize_x": 1000, "hr_resize_y": 500}, Target(1000, 750, 0, 250)),
+    ],
+    ids=str,
+)
+def test_the_hires_pass_has_the_webuis_size(fields: dict[str, object], target: Target) -> None:
+    hires = parsed(enable_hr=True, width=512, height=384, **fields).hires
+    assert hires is not None
+    assert hires.target(512, 384) == target
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "of"), [(0.5, 10, 20), (0.75, 20, 26), (1, 7, 7), (0.3, 5, 16)]
+)
+def test_the_hires_pass_takes_all_its_steps_at_the_end_of_a_longer_schedule(
+    strength: float, steps: int, of: int
+) -> None:
+    fields = {"enable_hr": True, "denoising_strength": strength, "hr_second_pass_steps": steps}
+    hires = parsed(**fields).hires
+    assert hires is not None
+    whole = hires.sampler.plan_for("Automatic", of, None)
+    assert hires.plan.sigmas == whole.sigmas[-steps - 1 :]
+    assert hires.plan.noise_scale == hires.plan.sigmas[0]
+
+
+def test_clip_skip_is_a_setting_or_a_field() -> None:
+    name = "CLIP_stop_at_last_layers"
+    assert parsed().clip_skip == 1
+    assert parsed(**{name: 3}).clip_skip == parsed(clip_skip=3).clip_skip == 3
+    assert parsed(clip_skip=3, override_settings={name: 2}).clip_skip == 2
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"steps": NaN}', b"\xff"])
@@ -104,15 +172,14 @@ def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
         restore_faces=True,
         styles=["film"],
         colour="blue",
-        override_settings={"sd_vae": "other.pt", "eta_noise_seed_delta": 1},
+        override_settings={"sd_vae": "other.pt", "img2img_fix_steps": True},
         alwayson_scripts={"controlnet": {"args": [{"model": "canny"}]}, "wild": {"args": [1]}},
     )
     assert [warning.split()[0].rstrip(":") for warning in request.warnings] == [
         "restore_faces",
         "styles",
         "colour",
-        "override_settings.sd_vae",
-        "override_settings.eta_noise_seed_delta",
+        "override_settings.img2img_fix_steps",
         "alwayson_scripts.controlnet",
         "alwayson_scripts.wild",
     ]

@@ -110,7 +110,7 @@ def test_timesteps_and_levels_are_each_others_inverse() -> None:
 )
 def test_img2img_runs_the_last_part_of_the_schedule(strength: float, steps: int) -> None:
     whole = named("Euler").plan_for("Automatic", 20, None)
-    part = named("Euler").plan_for("Automatic", 20, strength)
+    part = named("Euler").plan_for("Automatic", 20, schedules.encode_steps(20, strength))
     assert part.steps == steps
     assert part.sigmas == whole.sigmas[-steps - 1 :]
     assert part.noise_scale == part.sigmas[0]
@@ -118,7 +118,7 @@ def test_img2img_runs_the_last_part_of_the_schedule(strength: float, steps: int)
 
 @pytest.mark.parametrize("name", ["DDIM", "PLMS", "UniPC"])
 def test_img2img_of_the_timestep_samplers_takes_one_step_less(name: str) -> None:
-    part = named(name).plan_for("Automatic", 20, 0.5)
+    part = named(name).plan_for("Automatic", 20, schedules.encode_steps(20, 0.5))
     assert part.steps == 10
     # LDM noises one step further than it starts from.
     assert part.image_scale < 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer."
 VOCABULARY = 49408  # CLIP's; a smaller table could not hold every token id
 VAE_SCALE = 0.18215
+_LATENT_CHANNELS = 4
 _NORM_GROUPS = 32
 _UNET_HEADS = 8
 
@@ -92,6 +93,11 @@ class VaeShape:
     layers_per_block: int
     latent_channels: int
 
+    @property
+    def latent_factor(self) -> int:
+        """Pixels a side of one latent."""
+        return int(2 ** (len(self.block_channels) - 1))
+
     def config(self) -> dict[str, object]:
         """As diffusers' AutoencoderKL takes it."""
         levels = len(self.block_channels)
@@ -142,10 +148,14 @@ class StableDiffusion:
     text_encoder: CLIPTextModel
     latent_factor: int
 
-    @property
-    def title(self) -> str:
-        """The file's name without its extension, as the WebUI writes it beside pictures."""
-        return Path(self.name).stem
+    def with_autoencoder(self, other: Autoencoder) -> StableDiffusion:
+        """The same with another VAE; raises CheckpointUnreadable when the two do not fit."""
+        if other.latent_factor != self.latent_factor:
+            raise CheckpointUnreadable(
+                f"VAE {other.name} makes latents of 1/{other.latent_factor} and {self.name} reads "
+                f"those of 1/{self.latent_factor}. Choose another VAE."
+            )
+        return replace(self, vae=other.module)
 
     @property
     def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -156,6 +166,20 @@ class StableDiffusion:
         return sum(p.numel() * p.element_size() for m in self.modules for p in m.parameters())
 
 
+@dataclass(frozen=True)
+class Autoencoder:
+    """A loaded VAE file, to take the place of a checkpoint's own."""
+
+    name: str
+    sha256: str
+    module: Any  # AutoencoderKL
+    latent_factor: int
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.module.parameters())
+
+
 def load_checkpoint(
     path: Path, name: str, sha256: str, device: torch.device, dtype: torch.dtype
 ) -> StableDiffusion:
@@ -163,8 +187,9 @@ def load_checkpoint(
 
     `name` is the file's own name, for messages and for the pictures' `Model:` entry.
     """
-    weights = _read(path, name)
-    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    weights = _read(path, name, (UNET, VAE, TEXT))
+    _check_parts(weights, name)
+    shapes = _shapes(weights)
     try:
         unet_shape, vae_shape, text_shape = (
             unet_shape_of(shapes),
@@ -192,15 +217,45 @@ def load_checkpoint(
     text.embeddings.register_buffer(
         "position_ids", positions.reshape(1, -1).round().long().to(device), persistent=False
     )
-    factor = 2 ** (len(vae_shape.block_channels) - 1)
-    return StableDiffusion(name, sha256, unet, vae, text, factor)
+    return StableDiffusion(name, sha256, unet, vae, text, vae_shape.latent_factor)
+
+
+def load_autoencoder(
+    path: Path, name: str, sha256: str, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
+    """Reads a VAE's `.safetensors` file in LDM layout; raises CheckpointUnreadable."""
+    # Most VAE files have their tensors without the prefix they have inside a checkpoint.
+    found = _read(path, name, (VAE, "encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+    weights = {VAE + key.removeprefix(VAE): tensor for key, tensor in found.items()}
+    try:
+        shape = vae_shape_of(_shapes(weights))
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointUnreadable(
+            f"{name} is not a complete VAE of Stable Diffusion 1.x: {error}. "
+            "Upload the whole file again, or pick another VAE."
+        ) from error
+    if shape.latent_channels != _LATENT_CHANNELS or any(
+        c % _NORM_GROUPS for c in shape.block_channels
+    ):
+        raise CheckpointUnreadable(
+            f"{name} cannot be loaded: it is not the VAE of a Stable Diffusion 1.x model. "
+            "Pick another VAE."
+        )
+    with torch.device("meta"):
+        vae = _build(AutoencoderKL, shape.config())
+    _assign(vae, _to_vae(weights, shape.config()), name=name, device=device, dtype=dtype)
+    return Autoencoder(name, sha256, vae, shape.latent_factor)
 
 
 def _build(kind: Callable[..., nn.Module], config: dict[str, object]) -> nn.Module:
     return kind(**config)
 
 
-def _read(path: Path, name: str) -> Weights:
+def _shapes(weights: Weights) -> Shapes:
+    return {key: tuple(tensor.shape) for key, tensor in weights.items()}
+
+
+def _read(path: Path, name: str, prefixes: tuple[str, ...]) -> Weights:
     """The tensors that the engine uses (no EMA copies, no optimiser states)."""
     if path.suffix.lower() != ".safetensors":
         raise CheckpointUnreadable(
@@ -211,7 +266,7 @@ def _read(path: Path, name: str) -> Weights:
         with safe_open(path, framework="pt") as file:
             keys: list[str] = list(file.keys())
             _check_kind(keys, name)
-            return {key: file.get_tensor(key) for key in keys if key.startswith((UNET, VAE, TEXT))}
+            return {key: file.get_tensor(key) for key in keys if key.startswith(prefixes)}
     except FileNotFoundError as error:
         raise CheckpointUnreadable(
             f"{name} is not in the object store. Upload it again, or pick another checkpoint."
@@ -230,8 +285,11 @@ def _check_kind(keys: list[str], name: str) -> None:
                 f"{name} is {kind}; this engine loads Stable Diffusion 1.x checkpoints. "
                 "Pick another file."
             )
+
+
+def _check_parts(weights: Weights, name: str) -> None:
     for prefix, part in ((UNET, "UNet"), (VAE, "VAE"), (TEXT, "text encoder")):
-        if not any(key.startswith(prefix) for key in keys):
+        if not any(key.startswith(prefix) for key in weights):
             raise CheckpointUnreadable(
                 f"{name} is not a complete Stable Diffusion 1.x checkpoint: it has no {part} "
                 f"(tensors named {prefix}*). Pick another file."
@@ -242,7 +300,7 @@ def _check_sizes(unet: UNetShape, vae: VaeShape, text: TextShape, name: str) -> 
     problem = None
     if unet.in_channels == 9:
         problem = "it is an inpainting model (9 input channels), which is not supported yet"
-    elif unet.in_channels != 4 or unet.out_channels != 4 or vae.latent_channels != 4:
+    elif {unet.in_channels, unet.out_channels, vae.latent_channels} != {_LATENT_CHANNELS}:
         problem = f"its UNet takes {unet.in_channels} channels where 4 are expected"
     elif any(c % _NORM_GROUPS for c in unet.block_channels + vae.block_channels):
         problem = "its channels are not multiples of 32"

@@ -1,10 +1,10 @@
-"""Requests to pictures: conditioning, guidance, the sampler's walk, and the autoencoder."""
+"""Requests to pictures: conditioning, one or two passes of the sampler, and the autoencoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,18 +12,29 @@ from PIL import Image
 from torch import Tensor, nn
 
 from middleware_api.container import pictures
-from middleware_api.container.checkpoint import VAE_SCALE, StableDiffusion, load_checkpoint
+from middleware_api.container.checkpoint import (
+    VAE_SCALE,
+    Autoencoder,
+    StableDiffusion,
+    load_autoencoder,
+    load_checkpoint,
+)
+from middleware_api.container.denoiser import Guided, Refined
+from middleware_api.container.errors import BadRequest
+from middleware_api.container.hires import Target
 from middleware_api.container.infotext import infotext, seed_of
 from middleware_api.container.model_cache import ModelCache
-from middleware_api.container.noise import PictureNoise
+from middleware_api.container.noise import generator_of
 from middleware_api.container.progress import Step
 from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import GenerationRequest, MaskFill
-from middleware_api.container.samplers import Walk
-from middleware_api.container.schedules import Plan, timestep_of
+from middleware_api.container.request import GenerationRequest
+from middleware_api.container.roles import FileName, Roles
+from middleware_api.container.sampling import LATENT_CHANNELS, Pass, Start
 from middleware_api.container.storage import sha256_of
+from middleware_api.container.upscalers import LatentUpscaler, Upscaler
 
 PREVIEW_LATENTS = 16
+_VAE_SHARE = 8  # of the bytes for checkpoints: what VAE files may take beside them
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,19 @@ class CheckpointFile:
     name: str
     key: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Models:
+    """One job's loaded checkpoints, the VAE that it asks for already in each of them.
+
+    `last` is the one that the last pass begins with; `refiner` is None without one.
+    """
+
+    main: StableDiffusion
+    last: StableDiffusion
+    refiner: StableDiffusion | None
+    names: Roles[FileName]
 
 
 @dataclass(frozen=True)
@@ -56,66 +80,204 @@ class Engine:
         self._dtype = torch.float16 if device.type == "cuda" else torch.float32
         self._prompts = prompts
         self.cache: ModelCache[StableDiffusion] = ModelCache(cache_bytes, lambda m: m.n_bytes)
+        self._vaes: ModelCache[Autoencoder] = ModelCache(
+            cache_bytes // _VAE_SHARE, lambda m: m.n_bytes
+        )
 
     @contextmanager
-    def load(self, file: CheckpointFile) -> Iterator[StableDiffusion]:
-        """Lends the checkpoint, from memory when it is there; raises CheckpointUnreadable."""
+    def load(self, files: Roles[CheckpointFile]) -> Iterator[Models]:
+        """Lends the models, from memory where they are there; raises CheckpointUnreadable."""
+        with ExitStack() as lent:
+            vae = None if files.vae is None else lent.enter_context(self._vae(files.vae))
 
+            def lend(file: CheckpointFile) -> StableDiffusion:
+                model = lent.enter_context(self._checkpoint(file))
+                return model if vae is None else model.with_autoencoder(vae)
+
+            loaded = replace(files, vae=None).each(lend)
+            main, last, refiner = loaded.main, loaded.second_pass or loaded.main, loaded.refiner
+            for other in (last, refiner or last):
+                if other.latent_factor != main.latent_factor:
+                    raise BadRequest(
+                        f"{main.name} and {other.name} cannot work on one picture: their latents "
+                        "differ in size. Choose another checkpoint for the hires pass or refiner.",
+                        "unlike_checkpoints",
+                    )
+            names = loaded.each(lambda model: FileName(model.name, model.sha256))
+            if vae is not None:
+                names = replace(names, vae=FileName(vae.name, vae.sha256))
+            yield Models(main, last, refiner, names)
+
+    @contextmanager
+    def _checkpoint(self, file: CheckpointFile) -> Iterator[StableDiffusion]:
         def read() -> StableDiffusion:
-            digest = file.sha256 or _sha256(file.path)
-            return load_checkpoint(file.path, file.name, digest, self._device, self._dtype)
+            return load_checkpoint(file.path, file.name, _sha256(file), self._device, self._dtype)
 
-        # Halves in the file become singles on the CPU; expecting too much only evicts earlier.
-        growth = 2 if self._dtype is torch.float32 else 1
-        expected = growth * file.path.stat().st_size if file.path.is_file() else 0
-        with self.cache.use(file.sha256 or file.key, expected, read) as model:
+        with self.cache.use(file.sha256 or file.key, self._expected(file), read) as model:
             yield model
+
+    @contextmanager
+    def _vae(self, file: CheckpointFile) -> Iterator[Autoencoder]:
+        def read() -> Autoencoder:
+            return load_autoencoder(file.path, file.name, _sha256(file), self._device, self._dtype)
+
+        with self._vaes.use(file.sha256 or file.key, self._expected(file), read) as vae:
+            yield vae
+
+    def _expected(self, file: CheckpointFile) -> int:
+        """Bytes in memory. Halves in the file become singles on the CPU; too much is no harm."""
+        growth = 2 if self._dtype is torch.float32 else 1
+        return growth * file.path.stat().st_size if file.path.is_file() else 0
 
     def warnings(self, request: GenerationRequest) -> list[str]:
         """Every part of the request that the pictures will not show."""
-        return [
-            *request.warnings,
-            *self._prompts.warnings("prompt", request.prompt),
-            *self._prompts.warnings("negative_prompt", request.negative_prompt),
-        ]
+        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        if request.hires is not None and request.hires.prompt != request.prompt:
+            prompts["hr_prompt"] = request.hires.prompt
+        if request.hires is not None and request.hires.negative_prompt != request.negative_prompt:
+            prompts["hr_negative_prompt"] = request.hires.negative_prompt
+        found = [*request.warnings]
+        for field, prompt in prompts.items():
+            found += self._prompts.warnings(field, prompt)
+        return found
 
     @torch.inference_mode()
     def generate(
-        self, model: StableDiffusion, request: GenerationRequest, on_step: OnStep
+        self, models: Models, request: GenerationRequest, on_step: OnStep
     ) -> Iterator[Picture]:
         """Yields pictures as their batch is done; `on_step` may raise to stop the job."""
-        strength = request.start.denoising_strength if request.start else None
-        plan = request.sampler.plan_for(request.schedule, request.steps, strength)
-        start = _Start.of(model, request, self._device, self._dtype)
-        text = [
-            self._prompts.encode(model.text_encoder, prompt, request.clip_skip)
-            for prompt in dict.fromkeys((request.prompt, request.negative_prompt))
-        ]
-        denoiser = _Denoiser(model.unet, text[0], text[-1], request.cfg_scale, start, self._dtype)
-        total = plan.steps * request.n_iter
+        start = self.start_of(models.main, request)
+        passes = self._passes(models, request)
+        steps = sum(each.plan.steps for each in passes)
+        # The WebUI decodes with what sampled last.
+        decoder = models.refiner if models.refiner and request.is_refined else models.last
         for batch in range(request.n_iter):
-            first = batch * request.batch_size
-            indices = range(first, first + request.batch_size)
-
-            def step(i: int, clean: Tensor | None, done: int = batch * plan.steps) -> None:
-                on_step(Step(done + i, total, clean))
-
-            latents = _sample(model, request, plan, start, denoiser, indices, step)
-            on_step(Step((batch + 1) * plan.steps, total, None))
+            indices = range(batch * request.batch_size, (batch + 1) * request.batch_size)
+            counter = _Counter(on_step, batch * steps, steps * request.n_iter)
+            latents = self._sample(models, request, start, passes, indices, counter)
             for index, latent in zip(indices, latents, strict=True):
-                image = self._decode(model, latent)
+                image = self._decode(decoder, latent)
                 if start.overlay is not None:
                     image = start.overlay.apply(image)
-                yield Picture(index, image, infotext(request, model, index))
+                yield Picture(index, image, infotext(request, models.names, index))
 
     @torch.inference_mode()
-    def preview(self, model: StableDiffusion, clean: Tensor) -> Image.Image:
+    def preview(self, models: Models, clean: Tensor) -> Image.Image:
         """A small picture of the first latent of a batch."""
         small = clean[:1]
         height, width = small.shape[2:]
         shrink = min(1.0, PREVIEW_LATENTS / max(height, width))
         size = (max(1, int(height * shrink)), max(1, int(width * shrink)))
-        return self._decode(model, nn.functional.adaptive_avg_pool2d(small, size)[0])
+        return self._decode(models.main, nn.functional.adaptive_avg_pool2d(small, size)[0])
+
+    def start_of(self, model: StableDiffusion, request: GenerationRequest) -> Start:
+        """Where the first pass begins."""
+        factor = model.latent_factor
+        height, width = max(1, request.height // factor), max(1, request.width // factor)
+        shape = (LATENT_CHANNELS, height, width)
+        if request.start is None:
+            return Start(shape)
+        prepared = pictures.prepare_start(request.start, width * factor, height * factor)
+        # The mean, not a draw: the same picture in gives the same picture out.
+        latent = self._encode(model, prepared.picture, None)
+        if latent.shape[1:] != shape:  # resize_mode 3 leaves the picture's own size
+            latent = nn.functional.interpolate(latent, size=(height, width), mode="bilinear")
+        if prepared.mask is None or request.start.mask is None:
+            return Start(shape, latent)
+        mask = pictures.latent_mask(prepared.mask, width, height).to(self._device)
+        return Start(shape, latent, mask, prepared.overlay, request.start.mask.fill)
+
+    def _passes(self, models: Models, request: GenerationRequest) -> list[Pass]:
+        """One, or two for hires fix: the first of these only when its picture is not given.
+
+        The refiner, if any, works in the last one alone: the WebUI's default.
+        """
+        hires = request.hires
+        main = self._guided(models.main, request, request.prompt, request.negative_prompt)
+        first = Pass(request.sampler, request.plan, main)
+        if hires is None:
+            positive, negative, last = request.prompt, request.negative_prompt, first
+        else:
+            positive, negative = hires.prompt, hires.negative_prompt
+            guess = self._guided(models.last, request, positive, negative)
+            last = Pass(hires.sampler, hires.plan, guess)
+        if models.refiner is not None and request.refiner is not None:
+            refiner = self._guided(models.refiner, request, positive, negative)
+            last = replace(last, denoise=Refined(last.denoise, refiner, request.refiner.switch_at))
+        return [last] if hires is None or hires.first_picture is not None else [first, last]
+
+    def _guided(
+        self, model: StableDiffusion, request: GenerationRequest, positive: str, negative: str
+    ) -> Guided:
+        towards, away = (
+            self._prompts.encode(model.text_encoder, prompt, request.clip_skip)
+            for prompt in (positive, negative)
+        )
+        return Guided(model.unet, towards, away, request.cfg_scale, self._dtype)
+
+    def _sample(
+        self,
+        models: Models,
+        request: GenerationRequest,
+        start: Start,
+        passes: list[Pass],
+        indices: range,
+        counter: _Counter,
+    ) -> Tensor:
+        """The finished latents of one batch."""
+        *before, last = passes
+        for first in before:
+            latents = first.run(request, start, indices, counter.step, self._device)
+            counter.finish(first.plan.steps)
+        if request.hires is not None:
+            given = request.hires.first_picture
+            small = latents if given is None else pictures.flatten(given)
+            seeds = [seed_of(request, i) for i in indices]
+            target = request.hires.target(request.width, request.height)
+            larger = self._enlarge(models, request.hires.upscaler, target, small, seeds)
+            start = Start.of_latents(larger)
+        latents = last.run(request, start, indices, counter.step, self._device)
+        counter.finish(last.plan.steps)
+        return latents
+
+    def _enlarge(
+        self,
+        models: Models,
+        upscaler: Upscaler,
+        target: Target,
+        small: Tensor | Image.Image,
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """The latents that the second pass begins with, one a seed.
+
+        `small` is what the first pass made, or the one picture that is given in its place.
+        """
+        factor = models.main.latent_factor
+        if isinstance(upscaler, LatentUpscaler):
+            if isinstance(small, Image.Image):
+                small = torch.cat([self._encode(models.main, small, seed) for seed in seeds])
+            large = upscaler.resize(small, target.height // factor, target.width // factor)
+        else:
+            if isinstance(small, Image.Image):
+                made = [small] * len(seeds)
+            else:
+                made = [self._decode(models.main, latent) for latent in small]
+            resized = [upscaler.resize(each, target.width, target.height) for each in made]
+            encoded = zip(resized, seeds, strict=True)
+            large = torch.cat([self._encode(models.last, *each) for each in encoded])
+        cut_y, cut_x = target.cut_y // factor, target.cut_x // factor
+        bottom, right = large.shape[2] - (cut_y + 1) // 2, large.shape[3] - (cut_x + 1) // 2
+        return large[:, :, cut_y // 2 : bottom, cut_x // 2 : right]
+
+    def _encode(self, model: StableDiffusion, picture: Image.Image, seed: int | None) -> Tensor:
+        """(1, 4, height, width): the mean of what the VAE sees or, with a seed, a draw from it."""
+        pixels = pictures.to_tensor(picture).to(self._device, self._dtype)
+        seen = model.vae.encode(pixels).latent_dist
+        latent: Tensor = seen.mode().float()
+        if seed is not None:
+            noise = torch.randn(latent.shape, generator=generator_of(seed))
+            latent = latent + seen.std.float() * noise.to(self._device)
+        return latent * VAE_SCALE
 
     def _decode(self, model: StableDiffusion, latent: Tensor) -> Image.Image:
         """One at a time, so that a picture does not depend on its batch."""
@@ -123,119 +285,24 @@ class Engine:
         return pictures.to_picture(model.vae.decode(scaled).sample[0])
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The latents a job starts from and must keep; all None for txt2img."""
+@dataclass
+class _Counter:
+    """Counts a batch's steps over its passes; `done` are those of the passes before."""
 
-    latent: Tensor | None
-    mask: Tensor | None
-    overlay: pictures.Overlay | None
-    fill: MaskFill
-    shape: tuple[int, int, int]
+    on_step: OnStep
+    done: int
+    total: int
 
-    @staticmethod
-    def of(
-        model: StableDiffusion, request: GenerationRequest, device: torch.device, dtype: torch.dtype
-    ) -> _Start:
-        factor = model.latent_factor
-        height, width = max(1, request.height // factor), max(1, request.width // factor)
-        shape = (4, height, width)
-        if request.start is None:
-            return _Start(None, None, None, MaskFill.ORIGINAL, shape)
-        prepared = pictures.prepare_start(request.start, width * factor, height * factor)
-        pixels = pictures.to_tensor(prepared.picture).to(device, dtype)
-        # The mean, not a draw: the same picture in gives the same picture out.
-        latent = model.vae.encode(pixels).latent_dist.mode().float() * VAE_SCALE
-        if prepared.mask is None or request.start.mask is None:
-            return _Start(latent, None, None, MaskFill.ORIGINAL, shape)
-        mask = pictures.latent_mask(prepared.mask, width, height).to(device)
-        return _Start(latent, mask, prepared.overlay, request.start.mask.fill, shape)
+    def step(self, i: int, clean: Tensor | None) -> None:
+        self.on_step(Step(self.done + i, self.total, clean))
 
-    def filled(self, noise: Tensor) -> Tensor | None:
-        """The starting latents of a batch, the masked part replaced as `fill` says."""
-        if self.latent is None:
-            return None
-        latent = self.latent.expand_as(noise)
-        if self.mask is None or self.fill in (MaskFill.FILL, MaskFill.ORIGINAL):
-            return latent
-        anew = noise if self.fill is MaskFill.LATENT_NOISE else torch.zeros_like(noise)
-        return latent * (1 - self.mask) + anew * self.mask
-
-    def keep(self, latent: Tensor) -> Tensor:
-        """The original where the mask is black."""
-        if self.mask is None or self.latent is None:
-            return latent
-        return self.latent * (1 - self.mask) + latent * self.mask
+    def finish(self, steps: int) -> None:
+        self.done += steps
+        self.on_step(Step(self.done, self.total, None))
 
 
-@dataclass(frozen=True)
-class _Denoiser:
-    """The UNet as a guess of the clean latent, guided away from the negative prompt."""
-
-    unet: nn.Module
-    positive: Tensor
-    negative: Tensor
-    cfg_scale: float
-    start: _Start
-    dtype: torch.dtype
-
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        scaled = (x / (sigma**2 + 1) ** 0.5).to(self.dtype)
-        time = torch.tensor([timestep_of(sigma)], device=x.device)
-        count = x.shape[0]
-        if self.cfg_scale == 1:
-            noise = self._predict(scaled, time, [self.positive] * count)
-        else:
-            # Both halves in one call.
-            texts = [self.positive] * count + [self.negative] * count
-            towards, away = self._predict(torch.cat([scaled, scaled]), time, texts).chunk(2)
-            noise = away + (towards - away) * self.cfg_scale
-        return self.start.keep(x - noise * sigma)
-
-    def _predict(self, scaled: Tensor, time: Tensor, texts: Sequence[Tensor]) -> Tensor:
-        times = time.expand(scaled.shape[0])
-        predicted: Tensor = self.unet(scaled, times, torch.cat([*texts]), return_dict=False)[0]
-        return predicted.float()
-
-
-def _sample(
-    model: StableDiffusion,
-    request: GenerationRequest,
-    plan: Plan,
-    start: _Start,
-    denoise: Callable[[Tensor, float], Tensor],
-    indices: range,
-    step: Callable[[int, Tensor | None], None],
-) -> Tensor:
-    """The finished latents of one batch, (batch, 4, height, width)."""
-    device = model.text_encoder.device
-    noises = [
-        PictureNoise(
-            seed_of(request, i), start.shape, request.subseed + i, request.subseed_strength
-        )
-        for i in indices
-    ]
-
-    def stack(parts: list[Tensor]) -> Tensor:
-        return torch.stack(parts).to(device)
-
-    first = stack([noise.first() for noise in noises])
-    x = first * plan.noise_scale
-    initial = start.filled(first)
-    if initial is not None:
-        x = x + initial * plan.image_scale
-    walk = Walk(
-        plan.sigmas,
-        denoise,
-        step,
-        fresh_noise=lambda: stack([noise.fresh() for noise in noises]),
-        path_noise=lambda a, b: stack([noise.along_path(a, b) for noise in noises]),
-    )
-    return start.keep(request.sampler.run(walk, x) * plan.final_scale)
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():  # the loader says so in its own words
-        return ""
-    with path.open("rb") as file:
-        return sha256_of(file)
+def _sha256(file: CheckpointFile) -> str:
+    if file.sha256 or not file.path.is_file():  # the loader says so in its own words
+        return file.sha256
+    with file.path.open("rb") as content:
+        return sha256_of(content)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import PurePath
 
 from middleware_api import __version__
-from middleware_api.container.checkpoint import StableDiffusion
-from middleware_api.container.request import GenerationRequest, MaskFill
+from middleware_api.container.hires import HiresRequest
+from middleware_api.container.request import GenerationRequest, MaskFill, MaskRequest
+from middleware_api.container.roles import FileName, Roles
 
 VERSION = f"sd-aws-extension {__version__}"
 _FILL_WORDS = {
@@ -24,11 +24,20 @@ def seed_of(request: GenerationRequest, index: int) -> int:
     return request.seed + (index if request.subseed_strength == 0 else 0)
 
 
-def extra_params(request: GenerationRequest) -> dict[str, object]:
-    """What only an inpainting job adds to the parameters."""
-    mask = request.start.mask if request.start else None
-    if mask is None:
-        return {}
+def extra_params(request: GenerationRequest, names: Roles[FileName]) -> dict[str, object]:
+    """What only inpainting, hires fix and refiner add to the parameters, in the WebUI's order."""
+    extra: dict[str, object] = {}
+    if request.start is not None and request.start.mask is not None:
+        extra |= _inpainting(request.start.mask)
+    if request.hires is not None:
+        extra |= _hires(request, request.hires, names)
+    if request.refiner is not None and names.refiner is not None and request.is_refined:
+        extra["Refiner"] = names.refiner.title
+        extra["Refiner switch at"] = _number(request.refiner.switch_at)
+    return extra
+
+
+def _inpainting(mask: MaskRequest) -> dict[str, object]:
     extra: dict[str, object] = {}
     if mask.invert:
         extra["Mask mode"] = "Inpaint not masked"
@@ -41,43 +50,80 @@ def extra_params(request: GenerationRequest) -> dict[str, object]:
     return extra
 
 
-def infotext(request: GenerationRequest, model: StableDiffusion, index: int) -> str:
+def _hires(
+    request: GenerationRequest, hires: HiresRequest, names: Roles[FileName]
+) -> dict[str, object]:
+    """Only what differs from the first pass."""
+    extra: dict[str, object] = {}
+    if names.second_pass is not None:
+        extra["Hires checkpoint"] = names.second_pass.title
+    if hires.sampler is not request.sampler:
+        extra["Hires sampler"] = hires.sampler.name
+    if hires.prompt != request.prompt:
+        extra["Hires prompt"] = hires.prompt
+    if hires.negative_prompt != request.negative_prompt:
+        extra["Hires negative prompt"] = hires.negative_prompt
+    schedule = hires.sampler.named_schedule(hires.schedule)
+    if schedule not in ("Automatic", request.sampler.named_schedule(request.schedule)):
+        extra["Hires schedule type"] = schedule
+    if hires.resize == (0, 0):
+        extra["Hires upscale"] = _number(hires.scale)
+    else:
+        extra["Hires resize"] = f"{hires.resize[0]}x{hires.resize[1]}"
+    if hires.steps_given:
+        extra["Hires steps"] = hires.steps
+    if hires.upscaler_given:
+        extra["Hires upscaler"] = hires.upscaler.name
+    return extra
+
+
+def _strength(request: GenerationRequest) -> float | None:
+    for part in (request.start, request.hires):
+        if part is not None:
+            return part.denoising_strength
+    return None
+
+
+def infotext(request: GenerationRequest, names: Roles[FileName], index: int) -> str:
     """Prompt, negative prompt, and one line of `Name: value` pairs, as the WebUI reads back."""
     varied = request.subseed_strength > 0
+    strength = _strength(request)
     pairs: dict[str, object | None] = {
         "Steps": request.steps,
         "Sampler": request.sampler.name,
-        "Schedule type": request.schedule,
+        "Schedule type": request.sampler.named_schedule(request.schedule),
         "CFG scale": _number(request.cfg_scale),
         "Seed": seed_of(request, index),
         "Size": f"{request.width}x{request.height}",
-        "Model hash": model.sha256[:10] or None,
-        "Model": model.title,
+        "Model hash": names.main.short_hash or None,
+        "Model": names.main.stem,
+        "VAE hash": names.vae.short_hash or None if names.vae else None,
+        "VAE": names.vae.name if names.vae else None,
         "Variation seed": request.subseed + index if varied else None,
         "Variation seed strength": _number(request.subseed_strength) if varied else None,
-        "Denoising strength": _number(request.start.denoising_strength) if request.start else None,
+        "Denoising strength": None if strength is None else _number(strength),
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        **extra_params(request),
+        "ENSD": request.eta_delta if request.eta_delta and request.sampler.uses_ensd else None,
+        **extra_params(request, names),
         "Version": VERSION,
     }
-    line = ", ".join(f"{name}: {_quote(v)}" for name, v in pairs.items() if v is not None)
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    return f"{request.prompt}{negative}\n{line}"
+    return f"{request.prompt}{negative}\n{parameters_line(pairs)}"
+
+
+def parameters_line(pairs: Mapping[str, object | None]) -> str:
+    """`Name: value, Name: value` of those that have a value."""
+    return ", ".join(f"{name}: {_quote(v)}" for name, v in pairs.items() if v is not None)
 
 
 def info(
     request: GenerationRequest,
-    model_name: str,
-    sha256: str,
+    names: Roles[FileName],
     infotexts: Sequence[str],
     warnings: Sequence[str],
     started: datetime,
 ) -> dict[str, object]:
-    """The `info` object of the WebUI 1.10.1 API, plus `warnings`.
-
-    `model_name` is the checkpoint's file name. A job that was cancelled early has no model: then
-    `sha256` may be empty.
-    """
+    """The `info` object of the WebUI 1.10.1 API, plus `warnings`."""
     count = len(infotexts)
     return {
         "prompt": request.prompt,
@@ -97,14 +143,14 @@ def info(
         "batch_size": request.batch_size,
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": PurePath(model_name).stem,
-        "sd_model_hash": sha256[:10],
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
+        "sd_model_name": names.main.stem,
+        "sd_model_hash": names.main.short_hash,
+        "sd_vae_name": names.vae.name if names.vae else None,
+        "sd_vae_hash": names.vae.short_hash if names.vae else None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": request.start.denoising_strength if request.start else None,
-        "extra_generation_params": extra_params(request),
+        "denoising_strength": _strength(request),
+        "extra_generation_params": extra_params(request, names),
         "index_of_first_image": 0,
         "infotexts": list(infotexts),
         "styles": list(request.styles),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -21,7 +21,7 @@ class ModelCache(Generic[T]):
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._kept: OrderedDict[str, T] = OrderedDict()
-        self._in_use: set[str] = set()
+        self._in_use: Counter[str] = Counter()
 
     @property
     def keys(self) -> list[str]:
@@ -35,16 +35,16 @@ class ModelCache(Generic[T]):
             self._make_room(expected_bytes)
             self._kept[key] = load()
         self._kept.move_to_end(key)
-        self._in_use.add(key)
+        self._in_use[key] += 1
         try:
             self._make_room(0)
             yield self._kept[key]
         finally:
-            self._in_use.discard(key)
+            self._in_use[key] -= 1
 
     def _make_room(self, incoming: int) -> None:
         for key in self.keys:
             if sum(map(self._size_of, self._kept.values())) + incoming <= self._max_bytes:
                 return
-            if key not in self._in_use:
+            if not self._in_use[key]:
                 del self._kept[key]

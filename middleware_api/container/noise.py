@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """On the CPU, so that a seed draws the same everywhere."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
@@ -28,23 +29,32 @@ def _slerp(weight: float, low: Tensor, high: Tensor) -> Tensor:
 class PictureNoise:
     """One picture's noise: a generator on the CPU, drawn first for the starting latent.
 
-    `shape` is (channels, height, width) of a latent. Nothing is shared between pictures.
+    `shape` is (channels, height, width) of a latent. Nothing is shared between pictures. With an
+    `eta_delta` (the WebUI's ENSD) what follows the starting noise is that of another seed.
     """
 
     def __init__(
-        self, seed: int, shape: tuple[int, int, int], subseed: int = 0, subseed_strength: float = 0
+        self,
+        seed: int,
+        shape: tuple[int, int, int],
+        subseed: int = 0,
+        subseed_strength: float = 0,
+        eta_delta: int = 0,
     ) -> None:
         self._shape = shape
-        self._generator = _generator(seed)
+        self._generator = generator_of(seed)
+        self._seed, self._eta_delta = seed, eta_delta
         self._subseed, self._subseed_strength = subseed, subseed_strength
-        self._path = BrownianPath(_generator(seed), shape)
+        self._path = BrownianPath(generator_of(seed), shape)
 
     def first(self) -> Tensor:
         """The starting noise; call it once, before `fresh`."""
         noise = self.fresh()
+        if self._eta_delta:
+            self._generator = generator_of(self._seed + self._eta_delta)
         if self._subseed_strength == 0:
             return noise
-        other = torch.randn(self._shape, generator=_generator(self._subseed))
+        other = torch.randn(self._shape, generator=generator_of(self._subseed))
         return _slerp(self._subseed_strength, noise, other)
 
     def fresh(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +48,13 @@ class StartPicture:
 
 
 def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
-    """Brings picture and mask to the job's size, cropped to the mask when it asks for that."""
-    picture = _flatten(start.image)
+    """Brings picture and mask to the job's size, cropped to the mask when it asks for that.
+
+    ResizeMode.LATENT leaves a picture without a mask at its own size: its latents are resized.
+    """
+    picture = flatten(start.image)
+    if start.mask is None and start.resize_mode is ResizeMode.LATENT:
+        return StartPicture(picture, None, None)
     if start.mask is None:
         return StartPicture(resize(picture, width, height, start.resize_mode), None, None)
     if start.mask.image.size != picture.size:
@@ -120,7 +126,7 @@ def _overlay(picture: Image.Image, opacity: Image.Image, paste_box: Box | None) 
     return Overlay(above, paste_box)
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def flatten(image: Image.Image) -> Image.Image:
     """Without transparency, on white."""
     if image.mode in ("RGBA", "LA", "P"):
         image = image.convert("RGBA")
@@ -134,7 +140,7 @@ def resize(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Ima
     """To the exact size: stretched, covering and cropped, or contained with its edges drawn out."""
     if image.size == (width, height):
         return image
-    if mode is ResizeMode.STRETCH:
+    if mode in (ResizeMode.STRETCH, ResizeMode.LATENT):
         return image.resize((width, height), Image.Resampling.LANCZOS)
     if mode is ResizeMode.CROP:
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
@@ -185,16 +191,23 @@ def to_picture(decoded: Tensor) -> Image.Image:
 
 def encode(picture: Image.Image, extension: str, infotext: str) -> bytes:
     """A file's bytes with the generation parameters where the WebUI puts them."""
-    stream = io.BytesIO()
     if extension == "png":
-        text = PngImagePlugin.PngInfo()
-        text.add_text("parameters", infotext)
-        picture.save(stream, "PNG", pnginfo=text)
-    else:
-        exif = Image.Exif()
-        # UserComment of the Exif directory, with its eight-byte character code.
-        exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + infotext.encode("utf-16-be")
-        picture.save(stream, {"jpg": "JPEG", "webp": "WEBP"}[extension], quality=80, exif=exif)
+        return encode_png(picture, {"parameters": infotext})
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    # UserComment of the Exif directory, with its eight-byte character code.
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + infotext.encode("utf-16-be")
+    picture.save(stream, {"jpg": "JPEG", "webp": "WEBP"}[extension], quality=80, exif=exif)
+    return stream.getvalue()
+
+
+def encode_png(picture: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """A PNG with text chunks."""
+    stream = io.BytesIO()
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
+    picture.save(stream, "PNG", pnginfo=chunks)
     return stream.getvalue()
 
 

@@ -306,6 +306,7 @@ class Sampler:
     """A sampler as the WebUI offers it; `schedule` is what "Automatic" means for it.
 
     `plan` is set for those that choose their own levels, and then `schedule` plays no part.
+    `uses_ensd` marks those whose pictures the WebUI's ENSD changes.
     """
 
     name: str
@@ -313,14 +314,23 @@ class Sampler:
     aliases: tuple[str, ...] = ()
     schedule: str = "Uniform"
     discard_penultimate: bool = False
-    plan: Callable[[int, float | None], Plan] | None = None
+    plan: Callable[[int, int | None], Plan] | None = None
+    uses_ensd: bool = False
 
-    def plan_for(self, schedule: str, steps: int, strength: float | None) -> Plan:
-        """The levels of one job; `strength` is None when there is no picture to start from."""
+    def plan_for(self, schedule: str, steps: int, encode: int | None) -> Plan:
+        """The levels of one job; `encode` is None when there is no picture to start from.
+
+        Otherwise about the last `encode` of `steps` are taken: the WebUI's families differ by one.
+        """
         if self.plan is not None:
-            return self.plan(steps, strength)
+            return self.plan(steps, encode)
         chosen = self.schedule if schedule == "Automatic" else schedule
-        return schedules.sigma_plan(chosen, steps, self.discard_penultimate, strength)
+        return schedules.sigma_plan(chosen, steps, self.discard_penultimate, encode)
+
+    def named_schedule(self, schedule: str) -> str:
+        """As the WebUI writes it: "Automatic" by what it means, where this sampler has its own."""
+        own = self.plan is None and self.schedule != Sampler.schedule
+        return self.schedule if own and schedule == "Automatic" else schedule
 
 
 SAMPLERS = (
@@ -328,14 +338,16 @@ SAMPLERS = (
     Sampler("DPM++ SDE", _dpmpp_sde, ("k_dpmpp_sde",), "Karras"),
     Sampler("DPM++ 2M SDE", _dpmpp_2m_sde, ("k_dpmpp_2m_sde",), "Exponential"),
     Sampler("DPM++ 2M SDE Heun", partial(_dpmpp_2m_sde, heun=True), (), "Exponential"),
-    Sampler("DPM++ 2S a", _dpmpp_2s_ancestral, ("k_dpmpp_2s_a",), "Karras"),
+    Sampler("DPM++ 2S a", _dpmpp_2s_ancestral, ("k_dpmpp_2s_a",), "Karras", uses_ensd=True),
     Sampler("DPM++ 3M SDE", _dpmpp_3m_sde, ("k_dpmpp_3m_sde",), "Exponential", True),
-    Sampler("Euler a", _euler_ancestral, ("k_euler_a", "k_euler_ancestral")),
+    Sampler("Euler a", _euler_ancestral, ("k_euler_a", "k_euler_ancestral"), uses_ensd=True),
     Sampler("Euler", _euler, ("k_euler",)),
     Sampler("LMS", _lms, ("k_lms",)),
     Sampler("Heun", _heun, ("k_heun",)),
     Sampler("DPM2", partial(_dpm2, ancestral=False), ("k_dpm_2",), "Karras", True),
-    Sampler("DPM2 a", partial(_dpm2, ancestral=True), ("k_dpm_2_a",), "Karras", True),
+    Sampler(
+        "DPM2 a", partial(_dpm2, ancestral=True), ("k_dpm_2_a",), "Karras", True, uses_ensd=True
+    ),
     # DDIM without added noise is Euler's rule on its own timesteps.
     Sampler("DDIM", _euler, plan=schedules.ddim_plan),
     Sampler("PLMS", _plms, plan=schedules.ddim_plan),

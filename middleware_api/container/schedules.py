@@ -39,6 +39,11 @@ def timestep_of(sigma: float) -> float:
     return float(np.interp(math.log(sigma), _LOG_SIGMAS, np.arange(TRAIN_STEPS)))
 
 
+def share_done(sigma: float) -> float:
+    """How much of the model's thousand levels lies behind this one, 0..1 (the WebUI's rule)."""
+    return float(TRAIN_STEPS - 1 - np.argmin(np.abs(SIGMAS - sigma))) / TRAIN_STEPS
+
+
 def _uniform(steps: int) -> Levels:
     return sigma_of(np.linspace(TRAIN_STEPS - 1, 0, steps))
 
@@ -92,46 +97,61 @@ class Plan:
         return len(self.sigmas) - 1
 
 
+STILL = Plan((0.0,), noise_scale=0.0)
+"""No step at all: the latent stays as it is."""
+
+
 def encode_steps(steps: int, denoising_strength: float) -> int:
     """How many of the steps an img2img job runs through (the WebUI's rule)."""
     return int(min(denoising_strength, 0.999) * steps)
 
 
-def sigma_plan(
-    schedule: str, steps: int, discard_penultimate: bool, strength: float | None
-) -> Plan:
-    """For k-diffusion's samplers; `strength` is None when there is no picture to start from."""
+def stretched_steps(steps: int, denoising_strength: float) -> int:
+    """The schedule's length of which a hires pass takes the last `steps` (the WebUI's rule).
+
+    `denoising_strength` is above 0.
+    """
+    return int(steps / min(denoising_strength, 0.999))
+
+
+def sigma_plan(schedule: str, steps: int, discard_penultimate: bool, encode: int | None) -> Plan:
+    """For k-diffusion's samplers; `encode` is None when there is no picture to start from.
+
+    Of `steps`, the last `encode` + 1 are taken.
+    """
     # One more level, the last but one left out again: what DPM2 and DPM++ 3M SDE need.
     levels = SCHEDULES[schedule](steps + discard_penultimate)
     if discard_penultimate:
         levels = levels[:-1]
     sigmas = [*map(float, levels), 0.0]
-    if strength is not None:
-        sigmas = sigmas[steps - encode_steps(steps, strength) - 1 :]
+    if encode is not None:
+        sigmas = sigmas[steps - encode - 1 :]
     return Plan(tuple(sigmas), noise_scale=sigmas[0])
 
 
-def ddim_plan(steps: int, strength: float | None) -> Plan:
+def ddim_plan(steps: int, encode: int | None) -> Plan:
     """For DDIM and PLMS: LDM's timesteps (1, 1 + stride, ...), which may be one more than asked."""
     timesteps = _ldm_timesteps(steps)
-    if strength is None:
+    if encode is None:
         return _variance_preserving(timesteps[::-1], None)
-    start = min(max(1, encode_steps(steps, strength)), len(timesteps) - 1)
+    start = min(max(1, encode), len(timesteps) - 1)
     return _variance_preserving(timesteps[:start][::-1] or [timesteps[0]], timesteps[start])
 
 
-def unipc_plan(steps: int, strength: float | None) -> Plan:
+def unipc_plan(steps: int, encode: int | None) -> Plan:
     """For UniPC: evenly spaced in time down to timestep 0."""
-    if strength is None:
+    if encode is None:
         return _variance_preserving([*np.linspace(TRAIN_STEPS - 1, 0, steps + 1)[:-1]], None)
     timesteps = _ldm_timesteps(steps)
-    start = min(max(1, encode_steps(steps, strength)), len(timesteps) - 1)
+    start = min(max(1, encode), len(timesteps) - 1)
     path = np.linspace(max(1, timesteps[start - 1] - 1), 0, start + 1)[:-1]
     return _variance_preserving([*path], timesteps[start])
 
 
 def _ldm_timesteps(steps: int) -> list[int]:
-    return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, TRAIN_STEPS // steps)]
+    return [
+        min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, max(1, TRAIN_STEPS // steps))
+    ]
 
 
 def _variance_preserving(timesteps: list[int] | list[float], noised_at: int | None) -> Plan:

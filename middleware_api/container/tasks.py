@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from middleware_api.container.engine import Engine
+from middleware_api.container.extras import upscale
 from middleware_api.container.generation import generate
 from middleware_api.container.job import Task
 from middleware_api.container.merge import merge
@@ -18,4 +19,5 @@ def tasks_of(engine: Engine) -> Mapping[str, Task]:
         TaskType.TXT2IMG.value: partial(generate, engine),
         TaskType.IMG2IMG.value: partial(generate, engine),
         TaskType.MERGE.value: merge,
+        TaskType.EXTRA_SINGLE_IMAGE.value: upscale,
     }

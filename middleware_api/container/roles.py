@@ -1,0 +1,127 @@
+"""A job's weights by what they are for: which files a request names, and how they are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Generic, TypeVar
+
+from middleware_api.container.errors import BadRequest
+from middleware_api.container.request import GenerationRequest
+from middleware_api.contract import CheckpointType, ContainerCheckpoint
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Roles(Generic[T]):
+    """One thing for each part that weights play in a job; None where the request names none."""
+
+    main: T
+    second_pass: T | None = None
+    refiner: T | None = None
+    vae: T | None = None
+
+    def each(self, change: Callable[[T], U]) -> Roles[U]:
+        """The same parts, each with what `change` makes of it."""
+
+        def changed(thing: T | None) -> U | None:
+            return None if thing is None else change(thing)
+
+        return Roles(
+            change(self.main),
+            changed(self.second_pass),
+            changed(self.refiner),
+            changed(self.vae),
+        )
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A weights file as the WebUI writes of it; `sha256` is "" while nobody knows it."""
+
+    name: str
+    sha256: str
+
+    @property
+    def stem(self) -> str:
+        return PurePath(self.name).stem
+
+    @property
+    def short_hash(self) -> str:
+        return self.sha256[:10]
+
+    @property
+    def title(self) -> str:
+        """`name [hash]`, without the file's extension."""
+        return f"{self.stem} [{self.short_hash}]" if self.sha256 else self.stem
+
+
+def choose_files(
+    request: GenerationRequest, files: Sequence[ContainerCheckpoint]
+) -> tuple[Roles[ContainerCheckpoint], list[str]]:
+    """The files that a request names, and a warning for each that the pictures will not show.
+
+    Raises BadRequest when a checkpoint that it cannot do without is not among the job's.
+    """
+    checkpoints = [f for f in files if f["type"] == CheckpointType.STABLE_DIFFUSION.value]
+    vaes = [f for f in files if f["type"] == CheckpointType.VAE.value]
+    if not checkpoints:
+        raise BadRequest(
+            "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"
+        )
+    # A WebUI that sends its own choice along may mean a file that only it has.
+    main = _find(request.checkpoint, checkpoints) or checkpoints[0]
+    second_pass = refiner = None
+    if request.hires is not None and request.hires.checkpoint:
+        second_pass = _need("hr_checkpoint_name", request.hires.checkpoint, checkpoints)
+    if request.refiner is not None:
+        refiner = _need("refiner_checkpoint", request.refiner.checkpoint, checkpoints)
+        if refiner is (second_pass or main):  # nothing to switch to
+            refiner = None
+    vae = _find(request.vae, vaes)
+    warnings = []
+    if request.vae and vae is None:
+        warnings.append(
+            f"override_settings.sd_vae {request.vae!r} is not among the job's VAE files: the "
+            "checkpoint's own was used."
+        )
+    used = [f for f in (main, second_pass, refiner, vae) if f is not None]
+    warnings += [_unused(f) for f in files if f not in used]
+    return Roles(main, second_pass, refiner, vae), warnings
+
+
+def _need(field: str, wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint:
+    found = _find(wanted, files)
+    if found is None:
+        raise BadRequest(
+            f"{field} {wanted!r} is not among the job's checkpoints "
+            f"({', '.join(f['name'] for f in files)}). Add it to the job's models, or choose one "
+            "of these.",
+            "missing_checkpoint",
+        )
+    return found
+
+
+def _find(wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint | None:
+    """By file name, title with or without a hash, or hash: what the WebUI's menus show."""
+    if not wanted:
+        return None
+    bare = re.sub(r"\s*\[[^\]]*\]\s*$", "", wanted)
+    for file in files:
+        name = FileName(file["name"], file["sha256"])
+        known = {file["name"], name.stem}
+        hashes = {file["sha256"], name.short_hash} - {""}
+        if wanted in known | hashes or bare in known:
+            return file
+    return None
+
+
+def _unused(file: ContainerCheckpoint) -> str:
+    known = {CheckpointType.STABLE_DIFFUSION.value, CheckpointType.VAE.value}
+    if file["type"] in known:
+        return f"{file['type']} file {file['name']} is not named by the request and was ignored."
+    return f"{file['type']} file {file['name']} is not supported yet and was ignored."
