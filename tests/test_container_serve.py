@@ -173,7 +173,7 @@ def test_errors_have_a_code_and_a_sentence_and_no_stack(worker: Worker) -> None:
     for answer, status, code in (
         (worker.client.post("/invocations", content=b"{"), 400, "bad_invocation"),
         (worker.invoke("bad1", sampler_name="Eular"), 400, "unknown_sampler"),
-        (worker.invoke("bad2", enable_hr=True), 400, "unsupported_field"),
+        (worker.invoke("bad2", enable_hr=True, hr_upscaler="4x"), 400, "unknown_upscaler"),
         (worker.invoke("bad3", "broken.safetensors"), 400, "checkpoint_unreadable"),
         (worker.invoke("blocked"), 500, "internal_error"),
     ):

@@ -164,7 +164,7 @@ _USED = {
 }
 _SETTINGS_USED = {
     *("CLIP_stop_at_last_layers", "samples_format", "sd_model_checkpoint", "return_grid"),
-    *("sd_vae", "eta_noise_seed_delta"),
+    *("sd_vae", "eta_noise_seed_delta", "save_images_before_highres_fix"),
 }
 _CLIP_SKIP_MAX = 12
 _NOBODY = ("", "None", "none")

@@ -70,11 +70,11 @@ def test_cancel_stops_a_long_job(real_server):
 
 @pytest.mark.parametrize(
     ("fields", "kind"),
-    [({"steps": 0}, errors.InvalidRequest), ({"enable_hr": True}, errors.JobFailed)],
+    [({"steps": 0}, errors.InvalidRequest), ({"sampler_name": "Eular"}, errors.JobFailed)],
 )
 def test_what_the_server_refuses_is_said_in_its_words(real_server, fields, kind):
     client = real_server.client()
-    with pytest.raises(kind, match=r"steps|enable_hr"):
+    with pytest.raises(kind, match=r"steps|Eular"):
         client.wait_for(
             client.submit(TaskType.TXT2IMG, models(real_server), {**SMALL, **fields}).job_id
         )
