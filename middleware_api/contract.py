@@ -111,6 +111,8 @@ class TaskType(str, Enum):
 
 # A merge has a route of its own, with other fields.
 SUBMITTABLE_TASKS = tuple(task for task in TaskType if task is not TaskType.MERGE)
+# Those that sample, and so need a Stable-diffusion checkpoint.
+SAMPLING_TASKS = (TaskType.TXT2IMG, TaskType.IMG2IMG)
 
 
 class MergeMethod(str, Enum):
@@ -216,6 +218,8 @@ CFG_SCALE_MAX = 100
 PROMPT_MAX_BYTES = 32 * 1024
 BODY_MAX_BYTES = 6 * 1024 * 1024
 INSTANCE_COUNT_MAX = 6
+# The one that samples, the refiner, and the one of the second pass (hires fix).
+STABLE_DIFFUSION_MAX = 3
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 

@@ -10,7 +10,8 @@ ServiceError
 ├── TooLarge           413
 ├── QuotaExceeded      429  the token's jobs of today are used up
 ├── NotAvailable       501  the contract has it, this deployment cannot do it
-└── Unavailable        503  something that we depend on does not answer; later it will
+├── Unavailable        503  something that we depend on does not answer; later it will
+└── StillRunning       504  the gateway before us waits no longer; the job goes on
 
 Each carries a sentence for people and a stable `code` for programs. Anything else that is raised
 is a fault of ours: 500, and the log has the traceback.
@@ -101,3 +102,10 @@ class Unavailable(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class StillRunning(ServiceError):
+    """A job takes longer than a request can be held; it goes on."""
+
+    status = 504
+    code = "still_running"

@@ -47,7 +47,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
             501,
             "interrogate",
         ),
-        ("POST", "/inference/v2", {"task_type": "txt2img", "models": {}}, 422, "exactly one"),
+        ("POST", "/inference/v2", {"task_type": "txt2img", "models": {}}, 422, "to sample with"),
         (
             "POST",
             "/inference/v2",
@@ -101,6 +101,13 @@ def test_only_the_token_opens(shared: Server) -> None:
     assert httpx.get(path).status_code == 401
     assert httpx.get(path, headers={"x-api-key": token + "x"}).status_code == 401
     assert httpx.get(path, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    for user in ("", "anybody"):
+        assert httpx.get(path, auth=(user, token)).status_code == 200
+    for header in ("Basic", "Basic ?", "Basic " + token, "Basic /w=="):
+        refused = httpx.get(path, headers={"Authorization": header})
+        assert refused.status_code == 401
+    challenges = refused.headers["WWW-Authenticate"]
+    assert challenges.startswith("Bearer, Basic realm=")
     staged = shared.url + "/prod/inference/test-connection"
     assert httpx.get(staged, headers={"x-api-key": token}).json() == {"message": "Success"}
     assert httpx.get(shared.url + "/openapi.json").status_code == 200

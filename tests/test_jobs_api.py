@@ -253,6 +253,32 @@ def test_a_job_without_a_request_cannot_be_run_again(client: TestClient) -> None
     assert (answer.status_code, answer.json()["code"]) == (404, "params_missing")
 
 
+def test_a_job_names_its_refiner_beside_its_checkpoint(world: World, client: TestClient) -> None:
+    world.checkpoint("refiner.safetensors")
+    names = ["m.safetensors", "refiner.safetensors"]
+    body = {**REQUEST, "models": {"Stable-diffusion": names}}
+    made = client.post("/inference/v2", json=body).json()["inference_id"]
+    assert job(client, made)["checkpoint_names"] == names
+    for wrong in ([], names * 2):
+        body = {**REQUEST, "models": {"Stable-diffusion": wrong}}
+        refused = client.post("/inference/v2", json=body)
+        assert refused.json()["detail"][0]["loc"] == ["body", "models"]
+
+
+def test_extras_need_no_checkpoint_and_leave_the_loaded_one(
+    world: World, client: TestClient
+) -> None:
+    world.events.invocation_finished(result(world.submit()))
+    (loaded,) = world.services.endpoints.find("studio").loaded
+    body = {"task_type": "extra-single-image", "models": {}, "image": "", "upscaler_1": "Lanczos"}
+    made = client.post("/inference/v2", json=body).json()["inference_id"]
+    world.events.invocation_finished(result(world.records.get(InferenceJob, made)))
+    assert job(client, made)["checkpoint_names"] == []
+    assert world.services.endpoints.find("studio").loaded == (loaded,)
+    again = client.post(f"/inference/v2/{made}/rerun")
+    assert again.status_code == 200
+
+
 def test_a_merge_is_neither_submitted_nor_run_again_here(world: World, client: TestClient) -> None:
     answer = client.post("/inference/v2", json={**REQUEST, "task_type": "merge"})
     assert answer.status_code == 422

@@ -29,6 +29,8 @@ _ERRORS = {
     413: "Body too large",
     429: "The token's jobs of today are used up",
     501: "Not available in this deployment",
+    503: "Not now: send the request again later",
+    504: "The job takes longer than a request can be held",
 }
 
 

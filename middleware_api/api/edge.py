@@ -6,6 +6,7 @@ answer has a request id whatever went wrong.
 
 from __future__ import annotations
 
+import base64
 import errno
 import logging
 import uuid
@@ -97,7 +98,18 @@ def _token(headers: Headers) -> str:
     if given is not None:
         return given
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" else ""
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    return _password(credentials) if scheme.lower() == "basic" else ""
+
+
+def _password(credentials: str) -> str:
+    """Of HTTP Basic (RFC 7617): clients of the WebUI's API send nothing else. The user's name is
+    theirs to choose."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:  # no base64, or no UTF-8
+        return ""
 
 
 def error_response(error: ServiceError, request_id: str) -> Response:
@@ -138,12 +150,14 @@ def _fault_response(error: Exception, request_id: str) -> Response:
 def _stranger(request_id: str) -> Response:
     response = envelope(
         401,
-        f"No valid API token. Send yours in the {TOKEN_HEADER} header, or as "
-        "'Authorization: Bearer <token>'.",
+        f"No valid API token. Send yours in the {TOKEN_HEADER} header, as 'Authorization: Bearer "
+        "<token>', or as the password of HTTP Basic with any user name.",
         "unauthorized",
         request_id,
     )
-    response.headers["WWW-Authenticate"] = "Bearer"
+    response.headers["WWW-Authenticate"] = (
+        'Bearer, Basic realm="Stable Diffusion AWS extension", charset="UTF-8"'
+    )
     return response
 
 

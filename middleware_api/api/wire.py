@@ -19,6 +19,7 @@ from pydantic import (
     StrictBool,
     StrictInt,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -32,8 +33,10 @@ from middleware_api.contract import (
     NAME_SCHEMA_PATTERN,
     PARTS_MAX,
     PROMPT_MAX_BYTES,
+    SAMPLING_TASKS,
     SIZE_MAX,
     SIZE_MIN,
+    STABLE_DIFFUSION_MAX,
     STEPS_MAX,
     SUBMITTABLE_TASKS,
     CheckpointState,
@@ -95,12 +98,16 @@ def _source_url(value: str) -> str:
     return value
 
 
-def _one_stable_diffusion(
-    models: dict[CheckpointType, list[str]],
+def _fit_the_task(
+    models: dict[CheckpointType, list[str]], info: ValidationInfo
 ) -> dict[CheckpointType, list[str]]:
     count = len(models.get(CheckpointType.STABLE_DIFFUSION, []))
-    if count != 1:
-        raise ValueError(f"must name exactly one Stable-diffusion checkpoint, not {count}")
+    least = 1 if info.data.get("task_type") in SAMPLING_TASKS else 0
+    if not least <= count <= STABLE_DIFFUSION_MAX:
+        raise ValueError(
+            f"must name the Stable-diffusion checkpoint to sample with, and at most "
+            f"{STABLE_DIFFUSION_MAX - 1} more that the request itself names, not {count}"
+        )
     return models
 
 
@@ -117,21 +124,22 @@ SourceUrl = Annotated[
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Models = Annotated[
     dict[CheckpointType, list[Name]],
-    AfterValidator(_one_stable_diffusion),
+    AfterValidator(_fit_the_task),
     WithJsonSchema(
         {
             "type": "object",
-            "description": "Names of Active checkpoints by type; exactly one Stable-diffusion.",
+            "description": "Names of Active checkpoints by type. txt2img and img2img sample with "
+            "the first Stable-diffusion one; more are those that refiner_checkpoint and "
+            "hr_checkpoint_name name.",
             "properties": {
                 kind.value: {"type": "array", "items": _NAME_SCHEMA}
                 | (
-                    {"minItems": 1, "maxItems": 1}
+                    {"maxItems": STABLE_DIFFUSION_MAX}
                     if kind is CheckpointType.STABLE_DIFFUSION
                     else {}
                 )
                 for kind in CheckpointType
             },
-            "required": [CheckpointType.STABLE_DIFFUSION.value],
             "additionalProperties": False,
             "examples": [{"Stable-diffusion": ["v1-5-pruned-emaonly.safetensors"]}],
         }
@@ -167,15 +175,12 @@ SubmittableTask = Annotated[
 Kind = Annotated[CheckpointType, BeforeValidator(_first_alternative)]
 
 
-class InferenceBody(BaseModel):
+class GenerationFields(BaseModel):
     """The WebUI API's fields. Only those with bounds are named; the rest is the engine's."""
 
     model_config = ConfigDict(extra="allow")
 
-    task_type: SubmittableTask
-    models: Models
     sagemaker_endpoint_name: Name | None = None
-    sagemaker_endpoint: Name | None = Field(None, description="Alias of sagemaker_endpoint_name")
     prompt: Prompt | list[Prompt] = ""
     negative_prompt: Prompt | list[Prompt] | None = ""
     width: int | None = Field(None, ge=SIZE_MIN, le=SIZE_MAX)
@@ -185,6 +190,14 @@ class InferenceBody(BaseModel):
     n_iter: int | None = Field(None, ge=1, le=N_ITER_MAX)
     cfg_scale: float | None = Field(None, ge=0, le=CFG_SCALE_MAX)
     denoising_strength: float | None = Field(None, ge=0, le=1)
+
+
+class InferenceBody(GenerationFields):
+    """A job: what to do, with which checkpoints, and the WebUI API's fields."""
+
+    task_type: SubmittableTask
+    models: Models
+    sagemaker_endpoint: Name | None = Field(None, description="Alias of sagemaker_endpoint_name")
     upload_params: Literal[False] | None = None
 
 

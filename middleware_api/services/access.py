@@ -40,6 +40,12 @@ class Principal:
         """Whose things the lists show; None is everybody's."""
         return None if self.is_admin else self.name
 
+    @property
+    def key_name(self) -> str:
+        """The name as a part of keys: no user's name has a `#`, so "ann/x" for "key" is not "ann"
+        for "x/key"."""
+        return self.name.replace("/", "#")
+
     def acting_for(self, user: str) -> Principal:
         """The caller as one user of a host that many share by one token.
 

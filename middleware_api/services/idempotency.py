@@ -22,10 +22,10 @@ def claim_id(
     """
     if key is None:
         return new_id
-    # No user's name has a `#`: "ann/x" for "key" is not "ann" for "x/key".
-    owner = caller.name.replace("/", "#")
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    claimed = records.claim(f"idempotency/{owner}/{key}", f"{digest} {new_id}", IDEMPOTENCY_SECONDS)
+    claimed = records.claim(
+        f"idempotency/{caller.key_name}/{key}", f"{digest} {new_id}", IDEMPOTENCY_SECONDS
+    )
     first_digest, first_id = claimed.split(" ")
     if first_digest != digest:
         raise Conflict(

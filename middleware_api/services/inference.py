@@ -11,6 +11,7 @@ from middleware_api import contract
 from middleware_api.contract import (
     INFERENCE_FINAL,
     INFERENCE_TRANSITIONS,
+    SUBMITTABLE_TASKS,
     UPLOAD_URL_SECONDS,
     CheckpointType,
     ContainerCheckpoint,
@@ -44,19 +45,24 @@ RESULT_URL_SECONDS = 12 * 3600
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """A request, checked at the edge. `body` is the whole document that the engine gets."""
+    """A request, checked at the edge. `body` is the whole document that the engine gets.
+
+    `asked` is what the caller sent, where that is not the same: by it a repeated request is known.
+    """
 
     task_type: TaskType
     models: dict[CheckpointType, list[str]]
     endpoint_name: str | None
     body: dict[str, object]
+    asked: dict[str, object] | None = None
 
 
 @dataclass(frozen=True)
 class JobProgress:
     """What can be said of a job that is not finished; absent parts are None.
 
-    `started_at` is when an instance began it, in epoch seconds.
+    `started_at` is when an instance began it, in epoch seconds; `step` counts sampler steps over
+    all its batches.
     """
 
     fraction: float
@@ -65,6 +71,16 @@ class JobProgress:
     preview_url: str | None
     phase: str
     started_at: float | None = None
+    step: int = 0
+    total_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """How pictures were made: the fields of the request, and `info`, a JSON document in a text."""
+
+    parameters: dict[str, object]
+    info: str
 
 
 class InferenceService:
@@ -98,7 +114,8 @@ class InferenceService:
         Raises NotFound for a checkpoint or endpoint that is not there, Conflict for an endpoint
         that is not in service or a key that was used for another body, QuotaExceeded.
         """
-        job_id = claim_id(self._records, caller, idempotency_key, request.body, self._new_id())
+        asked = request.body if request.asked is None else request.asked
+        job_id = claim_id(self._records, caller, idempotency_key, asked, self._new_id())
         return self._submit(caller, job_id, request)
 
     def rerun(
@@ -206,6 +223,20 @@ class InferenceService:
             cursor=cursor,
         )
 
+    def running(self, caller: Principal, limit: int) -> list[InferenceJob]:
+        """The caller's own jobs for pictures that wait or run, newest first.
+
+        One short query a task type, however many jobs there are.
+        """
+        page = self._records.page(
+            InferenceJob,
+            owner=caller.name,
+            states=[InferenceState.IN_PROGRESS.value],
+            labels=[t.value for t in SUBMITTABLE_TASKS],
+            limit=limit,
+        )
+        return page.items
+
     def progress(self, job: InferenceJob) -> JobProgress:
         """How far a job is: what its worker last wrote, or its place in the queue."""
         if job.state in INFERENCE_FINAL:
@@ -235,6 +266,8 @@ class InferenceService:
             preview_url=self._objects.presigned_get(preview, 3600) if preview else None,
             phase=written["phase"],
             started_at=written["started_at"],
+            step=written["step"],
+            total_steps=written["total_steps"],
         )
 
     def run_seconds(self, job: InferenceJob, progress: JobProgress) -> float | None:
@@ -246,11 +279,8 @@ class InferenceService:
 
     def image_urls(self, job: InferenceJob) -> list[str]:
         """Where the pictures are; those made before a failure or a cancel too."""
-        self._require_final(job)
-        prefix = f"{contract.output_prefix(job.id)}result/"
         return [
-            self._objects.presigned_get(prefix + name, RESULT_URL_SECONDS)
-            for name in job.image_names
+            self._objects.presigned_get(key, RESULT_URL_SECONDS) for key in self._image_keys(job)
         ]
 
     def param_urls(self, job: InferenceJob) -> list[str]:
@@ -260,6 +290,34 @@ class InferenceService:
         if self._objects.size(key) is None:
             return []
         return [self._objects.presigned_get(key, RESULT_URL_SECONDS)]
+
+    def pictures_size(self, job: InferenceJob) -> int:
+        """Bytes of a finished job's pictures."""
+        return sum(self._objects.size(key) or 0 for key in self._image_keys(job))
+
+    def pictures(self, job: InferenceJob) -> list[bytes]:
+        """A finished job's pictures, in order."""
+        return [self._objects.read(key) for key in self._image_keys(job)]
+
+    def made(self, job: InferenceJob) -> Made:
+        """What a finished job's pictures were made by; empty when it never got that far."""
+        self._require_final(job)
+        try:
+            document = json.loads(self._objects.read(contract.param_output_key(job.id)))
+        except NotFound:
+            return Made({}, "{}")
+        return Made(document["parameters"], document["info"])
+
+    def preview(self, job: InferenceJob) -> bytes | None:
+        """A small JPEG of a running job's latest step; None while there is none."""
+        try:
+            return self._objects.read(contract.preview_key(job.id))
+        except NotFound:
+            return None
+
+    def is_cancelling(self, job: InferenceJob) -> bool:
+        """Whether its worker has been asked to stop."""
+        return self._objects.size(contract.cancel_key(job.id)) is not None
 
     def cancel(self, job: InferenceJob) -> InferenceJob:
         """Stop a job: at once if no instance has begun it, else within one sampler step.
@@ -324,7 +382,8 @@ class InferenceService:
             self._finish(job, state, error=event.failure or "")
             return
         self._write_result(job, event.result)
-        self._endpoint_service.note_loaded(job.endpoint_id, job.checkpoints)
+        if job.checkpoints:  # a job without any leaves in memory what was there
+            self._endpoint_service.note_loaded(job.endpoint_id, job.checkpoints)
         self._finish(job, InferenceState(event.result["status"]))
 
     def reconcile(self, job: InferenceJob) -> None:
@@ -468,6 +527,11 @@ class InferenceService:
         except NotFound:
             return None
         return InvocationFinished(job.id, result=outcome["result"], failure=outcome["failure"])
+
+    def _image_keys(self, job: InferenceJob) -> list[str]:
+        self._require_final(job)
+        prefix = f"{contract.output_prefix(job.id)}result/"
+        return [prefix + name for name in job.image_names]
 
     def _require_final(self, job: InferenceJob) -> None:
         if job.state not in INFERENCE_FINAL:
