@@ -101,13 +101,17 @@ class Unsupported(CloudError):
     """The cloud cannot do this; nothing was sent."""
 
 
+# The panel takes the list from between these.
+ONLY_HERE, NOTHING_SENT = "Only on this machine:", " Nothing was sent."
+
+
 class ModelsNotInCloud(CloudError):
-    """Models that only this machine has; `files` is the sentence that lists them."""
+    """Models that only this machine has; `files` lists them with their sizes."""
 
     def __init__(self, files: str) -> None:
         super().__init__(
-            f"{files} Nothing was sent. Press “Upload and generate” in the panel “Generate in the "
-            "cloud”, or tick “Upload missing models without asking” there."
+            f"{ONLY_HERE} {files}{NOTHING_SENT} Press “Upload and generate” in the panel “Generate "
+            "in the cloud”, or tick “Upload missing models without asking” there."
         )
 
 

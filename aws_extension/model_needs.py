@@ -346,8 +346,8 @@ def _stem(name: str) -> str:
 
 
 def describe_uploads(files: Sequence[LocalFile]) -> str:
-    """The files with their sizes, as one sentence for the user."""
+    """The files with their sizes, and what they come to."""
     listed = ", ".join(file.describe() for file in files)
     if len(files) == 1:
-        return f"Only on this machine: {listed}."
-    return f"Only on this machine: {listed}. Together {size(sum(f.size for f in files))}."
+        return f"{listed}."
+    return f"{listed}. Together {size(sum(file.size for file in files))}."

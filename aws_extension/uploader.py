@@ -85,12 +85,12 @@ def duration(seconds: float) -> str:
 class Meter:
     """Bytes sent by all threads, and their speed over the last seconds."""
 
-    def __init__(self, total: int, clock: Callable[[], float]) -> None:
+    def __init__(self, total: int, clock: Callable[[], float], arrived: int = 0) -> None:
         self._total = total
         self._clock = clock
-        self._done = 0
+        self._done = arrived  # before: that was not our speed
         self._lock = threading.Lock()
-        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._marks: deque[tuple[float, int]] = deque([(clock(), arrived)])
 
     def add(self, count: int) -> None:
         """Count bytes; negative when a part has to be sent again."""
@@ -294,9 +294,8 @@ def _send(
     clock: Callable[[], float],
 ) -> list[PartTag]:
     """Send the missing parts, a few at a time; the tags of all parts in order."""
-    meter = Meter(size, clock)
     lengths = _lengths(size, plan.part_size)
-    meter.add(sum(lengths[part.number] for part in plan.arrived))
+    meter = Meter(size, clock, sum(lengths[part.number] for part in plan.arrived))
     tags = {part.number: part.etag for part in plan.arrived}
     book = UrlBook(client, checkpoint_id, plan.filename, plan.urls)
     stop = threading.Event()

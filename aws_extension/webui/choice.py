@@ -10,8 +10,8 @@ class CloudChoice:
     """The panel's arguments, read; an empty endpoint leaves it to the server.
 
     `checkpoint` is a file name of the cloud or of this machine. `upload_missing` is the user's
-    consent to send what only this machine has. `user` names the browser's user where the WebUI
-    itself has no logins.
+    consent to send what only this machine has. `user` is the browser's key, for a WebUI
+    that has no logins.
     """
 
     checkpoint: str

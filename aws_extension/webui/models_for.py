@@ -93,7 +93,10 @@ def prepare_models(
             raise ModelsNotInCloud(describe_uploads(found.uploads))
         sent = _upload(found.uploads, client, state_folder)
         cloud = client.list_checkpoints([CheckpointState.ACTIVE])
-        found = resolve(needs, cloud, local, sent)
+        found = resolve(needs, cloud, local, _names_of(sent, cloud))
+        if found.uploads:
+            gone = ", ".join(file.path.name for file in found.uploads)
+            raise UploadFailed(f"{gone}: deleted in the cloud just after it was sent. Try again.")
     return PreparedModels(
         models=found.models,
         fields=walk.fields(fields, found.names.get),
@@ -136,7 +139,7 @@ def _nowhere(needs: Sequence[Need]) -> str:
 def _upload(
     files: Sequence[LocalFile], client: CloudClient, state_folder: Path | None
 ) -> dict[Path, str]:
-    """Send the files one after another; their names in the cloud."""
+    """Send the files one after another; the ids of their checkpoints."""
     state = shared.state
     total = sum(file.size for file in files)
     sent: dict[Path, str] = {}
@@ -184,8 +187,17 @@ def _upload_one(
         raise UploadFailed(
             f"'{file.path.name}' could not be uploaded, and nothing was generated. {fault}"
         ) from fault
-    # The same content may be there already, under a name of its own.
-    return file.path.name if file.path.name in made.names else made.names[0]
+    return made.id
+
+
+def _names_of(sent: Mapping[Path, str], cloud: Sequence[Checkpoint]) -> dict[Path, str]:
+    """What the sent files are called: their content may have been there under another name."""
+    names = {checkpoint.id: checkpoint.names for checkpoint in cloud}
+    return {
+        path: path.name if path.name in names[checkpoint_id] else names[checkpoint_id][0]
+        for path, checkpoint_id in sent.items()
+        if names.get(checkpoint_id)
+    }
 
 
 @contextmanager

@@ -24,10 +24,15 @@ class PretendCheckpoint:
     parts: dict[int, bytes] = field(default_factory=dict)
 
     def show(self) -> dict[str, Any]:
+        """As in a list."""
         return {
-            "id": self.id, "type": self.type, "status": self.state, "name": [self.name],
-            "created": 1700000000, "size": self.size, "sha256": [self.sha256],
+            **self.summary(), "name": [self.name], "created": 1700000000, "size": self.size,
+            "sha256": [self.sha256],
         }  # fmt: skip
+
+    def summary(self) -> dict[str, Any]:
+        """As row 20 and 21 answer, which leave out the name."""
+        return {"id": self.id, "type": self.type, "status": self.state}
 
 
 @dataclass
@@ -83,7 +88,7 @@ class PretendCheckpoints:
                 }
             ]
         return FakeAnswer(
-            body={"statusCode": 200, "checkpoint": found.show(), "s3PresignUrl": plans}
+            body={"statusCode": 200, "checkpoint": found.summary(), "s3PresignUrl": plans}
         )
 
     def take(self, checkpoint_id: str, number: int, sent: Sent) -> FakeAnswer:
@@ -97,7 +102,7 @@ class PretendCheckpoints:
         content = b"".join(found.parts[n] for n in sorted(found.parts))
         assert hashlib.sha256(content).hexdigest() == found.sha256
         found.state = "Active"
-        return FakeAnswer(body={"statusCode": 200, "checkpoint": found.show()})
+        return FakeAnswer(body={"statusCode": 200, "checkpoint": found.summary()})
 
     def _get(self, checkpoint_id: str) -> PretendCheckpoint:
         return next(c for c in self.all if c.id == checkpoint_id)

@@ -85,6 +85,7 @@ class PretendCloud:
     merges: list[dict[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     endpoints: list[str] = field(default_factory=lambda: ["pretend-1"])
+    endpoint_states: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -148,7 +149,10 @@ class PretendCloud:
             for name in sent.json["delete_endpoint_list"]:
                 self.endpoints.remove(name)
             return FakeAnswer(body="Endpoint deleted")
-        return FakeAnswer(body=[_endpoint(name) for name in self.endpoints])
+        states = self.endpoint_states
+        return FakeAnswer(
+            body=[_endpoint(name, states.get(name, "InService")) for name in self.endpoints]
+        )
 
     def _list(self, query: dict[str, list[str]], user: str) -> FakeAnswer:
         found = [
@@ -240,10 +244,10 @@ class PretendCloud:
         return FakeAnswer(body={"parameters": job.body, "info": info})
 
 
-def _endpoint(name: str) -> dict[str, Any]:
+def _endpoint(name: str, state: str = "InService") -> dict[str, Any]:
     return {
         "EndpointDeploymentJobId": f"d-{name}", "startTime": "2026-01-02 03:04:05.000006",
-        "endpoint_name": name, "endpoint_status": "InService", "status": "success",
+        "endpoint_name": name, "endpoint_status": state, "status": "success",
         "instance_type": "local", "current_instance_count": 1, "error": "",
         "price_per_hour": 0, "cost_since_start": 0,
     }  # fmt: skip

@@ -220,8 +220,7 @@ def test_of_two_files_of_one_name_the_hash_decides():
 def test_files_are_described_with_their_sizes():
     one = here(SD, "m.safetensors")
     two = LocalFile(LORA, Path("/l/detail.pt"), 151_100_000)
-    assert describe_uploads([one]) == ("Only on this machine: m.safetensors (checkpoint, 2.10 GB).")
+    assert describe_uploads([one]) == "m.safetensors (checkpoint, 2.10 GB)."
     assert describe_uploads([one, two]) == (
-        "Only on this machine: m.safetensors (checkpoint, 2.10 GB), detail.pt (LoRA, 151.1 MB). "
-        "Together 2.25 GB."
+        "m.safetensors (checkpoint, 2.10 GB), detail.pt (LoRA, 151.1 MB). Together 2.25 GB."
     )

@@ -16,8 +16,8 @@ from aws_extension.fake_transport import FakeTransport
 from aws_extension.webui.choice import CloudChoice
 from middleware_api.contract import CheckpointType
 from tests.extension.pretend_cloud import CHECKPOINT, SHA256, TOKEN, PretendCloud
+from tests.extension.webui_host import DOUBLE, forget_host
 
-DOUBLE = Path(__file__).parent / "webui_double"
 SD, LORA, VAE = CheckpointType.STABLE_DIFFUSION, CheckpointType.LORA, CheckpointType.VAE
 CANNY = "control_v11p_sd15_canny [d14c016b]"
 
@@ -84,11 +84,7 @@ class Machine:
 def machine(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DOUBLE))
     yield Machine(tmp_path)
-    for name in [n for n in sys.modules if n.split(".")[0] == "modules"]:
-        del sys.modules[name]
-    for name in ("models_for", "local_models"):
-        delattr(sys.modules["aws_extension.webui"], name)
-        del sys.modules[f"aws_extension.webui.{name}"]
+    forget_host()
 
 
 def test_what_is_in_the_cloud_goes_at_once(machine):

@@ -14,7 +14,11 @@ from aws_extension.settings import SettingsStore
 from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud
 
 DOUBLE = Path(__file__).parent / "webui_double"
-HOST_GLUE = (*("panel", "interception", "dispatch", "generation", "host_options", "saving"),)
+# What holds the double's modules once it is imported.
+HOST_GLUE = (
+    "collect", "dispatch", "generation", "host_options", "interception", "local_models",
+    "models_for", "panel", "saving",
+)  # fmt: skip
 
 
 class Host:
@@ -68,8 +72,13 @@ def host(tmp_path, monkeypatch):
     made = Host(tmp_path, monkeypatch)
     yield made
     made.callbacks.script_unloaded_callback()
+    forget_host()
+
+
+def forget_host() -> None:
+    """Unload the double, and what was imported with it: the next test has its own."""
     for name in [n for n in sys.modules if n.split(".")[0] == "modules"]:
         del sys.modules[name]
     for name in HOST_GLUE:
-        delattr(sys.modules["aws_extension.webui"], name)
-        del sys.modules[f"aws_extension.webui.{name}"]
+        if sys.modules.pop(f"aws_extension.webui.{name}", None):
+            delattr(sys.modules["aws_extension.webui"], name)
