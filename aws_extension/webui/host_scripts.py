@@ -9,7 +9,7 @@ from typing import Any
 
 from aws_extension.errors import Unsupported
 from aws_extension.webui.choice import CloudChoice
-from aws_extension.webui.script_args import is_set, to_json
+from aws_extension.webui.script_args import arguments, is_set
 
 # The WebUI's own always-on scripts: what they do travels in fields of `p`.
 _OWN_SCRIPTS = ("processing_scripts",)
@@ -73,7 +73,7 @@ def other_scripts(p: Any) -> dict[str, Any]:
         args = _arguments(p, script)
         defaults = [getattr(control, "value", None) for control in script.controls or []]
         if is_set(args, defaults):
-            found[str(script.title()).lower()] = to_json(args)
+            found[str(script.title()).lower()] = arguments(args)
     return found
 
 

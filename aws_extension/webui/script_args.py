@@ -18,6 +18,11 @@ DEPTH_MAX = 8
 _DROPPED = ("is_ui",)
 
 
+def arguments(args: Sequence[Any]) -> list[Any]:
+    """A script's arguments as JSON; of a unit that is off no more than that, in its place."""
+    return [{"enabled": False} if _enabled(arg) is False else to_json(arg) for arg in args]
+
+
 def to_json(value: Any, depth: int = 0) -> Any:
     """A JSON value for an argument, by its type; what has no meaning elsewhere becomes None."""
     if value is None or (
@@ -68,10 +73,12 @@ def _fields_of(value: Any) -> Mapping[str, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     # pydantic models of either generation, and the plain classes that units are in some versions
-    if hasattr(value, "__fields__"):
-        return {name: getattr(value, name) for name in value.__fields__}
+    kind = type(value)
+    if names := getattr(kind, "model_fields", None) or getattr(kind, "__fields__", None):
+        return {name: getattr(value, name) for name in names}
     if hasattr(value, "__dict__") and not callable(value):
-        return {k: v for k, v in vars(value).items() if not k.startswith("_")}
+        # Nothing to tell: a tensor, for one.
+        return {k: v for k, v in vars(value).items() if not k.startswith("_")} or None
     return None
 
 
@@ -81,6 +88,8 @@ def _is_array(value: Any) -> bool:
 
 def _encode_array(value: Any) -> Any:
     """A picture's pixels as PNG; other arrays have no JSON form that an engine would know."""
+    if value.ndim == 0:
+        return value.item()
     if str(value.dtype) != "uint8" or value.ndim not in (2, 3):
         return None
     target = io.BytesIO()

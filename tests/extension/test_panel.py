@@ -108,6 +108,40 @@ def test_generate_asks_first_then_uploads_and_makes_the_picture(host):
     assert len([s for s in host.transport.sent if "/parts/" in s.url]) == 3
 
 
+class ControlNet:
+    """Another extension's script with two units."""
+
+    filename = "extensions/sd-webui-controlnet/scripts/controlnet.py"
+    arguments = 2
+    controls = (SimpleNamespace(value=None),) * 2
+
+    def title(self):
+        return "ControlNet"
+
+
+def test_a_controlnet_model_is_used_under_the_clouds_name_for_it(host):
+    folder = host.folder / "extensions" / "sd-webui-controlnet" / "models"
+    folder.mkdir(parents=True)
+    path = folder / "control_v11p_sd15_canny.pth"
+    path.write_bytes(b"canny" * 1000)
+    host.cloud.checkpoints.add(
+        "ControlNet", "canny-fp16.safetensors", hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    unit = SimpleNamespace(enabled=True, model="control_v11p_sd15_canny [d14c016b]")
+    off = SimpleNamespace(enabled=False, model="another [0123abcd]")
+    p = host.p(runner=host.runner(ControlNet()), args=[off, unit])
+    with pytest.raises(errors.ModelsNotInCloud, match="ControlNet model"):
+        host.process_images(p)
+    p.script_args[4] = True
+    host.process_images(p)
+    body = host.cloud.jobs[0].body
+    assert body["models"]["ControlNet"] == ["canny-fp16.safetensors"]
+    assert body["alwayson_scripts"]["controlnet"]["args"] == [
+        {"enabled": False},
+        {"enabled": True, "model": "canny-fp16.safetensors"},
+    ]
+
+
 def panel_p(host, *, upload_now):
     p = host.p(prompt="a circle")
     p.script_args = [0, True, MINE, "Automatic", False, "", upload_now]

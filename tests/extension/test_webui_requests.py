@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, ClassVar, Optional
 
 import numpy as np
+import pydantic
 import pytest
 from PIL import Image
 
 from aws_extension.pictures import flatten_mask
 from aws_extension.webui.batches import Piece, cut_into_batches
-from aws_extension.webui.script_args import is_set, to_json
+from aws_extension.webui.script_args import arguments, is_set, to_json
 from tests.extension.pretend_cloud import decode
 
 
@@ -60,6 +62,90 @@ def test_arguments_become_json_by_their_type():
     assert made[0]["mode"] == "Balanced"
     assert decode(made[0]["image"]["image"]).size == (6, 4)
     assert made[1] is None
+
+
+class InternalUnit(pydantic.BaseModel):
+    """With the fields of the ControlNet extension's `internal_controlnet.args.ControlNetUnit`."""
+
+    class Config:
+        arbitrary_types_allowed = True
+
+    cls_match_model: ClassVar[object] = print
+    is_ui: bool = True
+    enabled: bool = True
+    module: str = "canny"
+    model: str = "control_v11p_sd15_canny [d14c016b]"
+    weight: float = 0.8
+    image: Any = None
+    control_mode: Mode = Mode.BALANCED
+    advanced_weighting: Optional[list[float]] = None  # noqa: UP045  # Python 3.10's pydantic 1
+    effective_region_mask: Optional[np.ndarray] = None  # noqa: UP045
+    ipadapter_input: Any = None
+
+
+@dataclass
+class ForgeUnit:
+    """With the fields of Forge's `lib_controlnet.external_code.ControlNetUnit`."""
+
+    enabled: bool = True
+    module: str = "canny"
+    model: str = "control_v11p_sd15_canny [d14c016b]"
+    image: Any = None
+    image_fg: Any = None
+    mask_image: Any = None
+    mask_image_fg: Any = None
+    processor_res: Any = -1
+
+
+def pixels(channels, value=200):
+    return np.full((4, 6, channels), value, dtype=np.uint8)
+
+
+class Tensor:
+    """Has nothing that JSON could tell."""
+
+
+def test_a_controlnet_unit_travels_by_field_with_its_pictures():
+    unit = InternalUnit(
+        image={"image": pixels(3), "mask": pixels(3, 0)},
+        effective_region_mask=pixels(3, 255),
+        advanced_weighting=[0.5, 1.0],
+        ipadapter_input=[Tensor()],
+    )
+    (made,) = arguments([unit])
+    assert decode(made["image"]["image"]).getpixel((0, 0)) == (200, 200, 200)
+    assert decode(made["image"]["mask"]).getpixel((0, 0)) == (0, 0, 0)
+    assert decode(made["effective_region_mask"]).size == (6, 4)
+    assert made["ipadapter_input"] == [None]
+    rest = {k: v for k, v in made.items() if isinstance(v, (str, float, bool)) and "mask" not in k}
+    assert rest == {
+        "enabled": True, "module": "canny", "weight": 0.8, "control_mode": "Balanced",
+        "model": "control_v11p_sd15_canny [d14c016b]",
+    }  # fmt: skip
+
+
+def test_forges_unit_travels_by_its_own_fields():
+    unit = ForgeUnit(image=pixels(3), image_fg=pixels(4), mask_image_fg=pixels(4))
+    unit.processor_res = np.int64(512)
+    (made,) = arguments([unit])
+    assert decode(made["image"]).mode == "RGB"
+    assert decode(made["image_fg"]).mode == decode(made["mask_image_fg"]).mode == "RGBA"
+    assert (made["mask_image"], made["processor_res"]) == (None, 512)
+
+
+def test_a_unit_that_is_off_keeps_its_place_and_its_pictures_here():
+    off = InternalUnit(enabled=False, image={"image": pixels(3), "mask": None})
+    on = InternalUnit()
+    assert is_set([off, on], [None, None])
+    made = arguments([off, on])
+    assert made[0] == {"enabled": False}
+    assert made[1]["enabled"]
+
+
+def test_adetailers_arguments_travel_as_they_are():
+    args = [True, False, {"ad_model": "face_yolov8n.pt", "ad_confidence": 0.3, "is_api": ()}]
+    assert is_set(args, [False, False, None])
+    assert arguments(args) == [True, False, {**args[2], "is_api": []}]
 
 
 def test_an_argument_without_end_is_cut():
