@@ -16,6 +16,8 @@ from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
+from middleware_api.services.webui_api import WebUiService
+from middleware_api.services.webui_models import WebUiModels
 
 
 def new_id() -> str:
@@ -72,4 +74,5 @@ def make_services(
         models=model_service,
         training=training_service,
         access=access_service,
+        webui=WebUiService(records, inference_service, WebUiModels(checkpoint_service)),
     )

@@ -19,6 +19,7 @@ import requests
 from botocore.exceptions import ConnectTimeoutError
 
 from middleware_api import contract
+from middleware_api.api.waiting import Gateway
 from middleware_api.aws import handlers
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.middleware import OnAws
@@ -382,6 +383,38 @@ def test_a_submit_costs_the_same_number_of_calls_however_many_jobs_there_are(
     assert all(count == counts[0] for count in counts), counts
     assert len(counts[0]) <= 13, counts[0]
     assert "Scan" not in {name for name, _ in deployment.account.calls}
+
+
+def test_the_webuis_own_route_is_held_as_long_as_the_gateway_waits(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "_GATEWAY", Gateway(seconds=0.15, answer_bytes=5_900_000))
+    deployment.endpoint()
+    deployment.checkpoint()
+    path = "/sdapi/v1/txt2img"
+    status, refusal = deployment.call("POST", path, {"prompt": "a red circle"})
+    assert (status, refusal["code"]) == (504, "still_running")
+    assert "get-inference-job?jobID=" in refusal["error"]
+    assert deployment.call("POST", "/sdapi/v1/interrupt") == (200, {})
+    status, answer = deployment.call("POST", "/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})
+    assert (status, answer) == (200, None)
+    assert deployment.call("GET", "/sdapi/v1/options")[1]["CLIP_stop_at_last_layers"] == 2
+
+
+def test_progress_costs_the_same_number_of_calls_however_many_jobs_there_are(
+    deployment: Deployment,
+) -> None:
+    deployment.endpoint()
+    deployment.checkpoint()
+    counts = []
+    for _ in range(4):
+        deployment.submit()
+        with deployment.account.counted() as calls:
+            status, _ = deployment.call("GET", "/sdapi/v1/progress")
+        assert status == 200
+        counts.append(sorted(calls))
+    assert all(count == counts[0] for count in counts), counts
+    assert "Scan" not in counts[0]
 
 
 def _time_out(**_: object) -> None:

@@ -3,7 +3,7 @@ that does only what it is told."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class PretendEndpoints:
     refusal: Exception | None = None
     set_up: list[str] = field(default_factory=list)
     cleared: list[str] = field(default_factory=list)
+    at_once: Callable[[str], None] | None = None
+    """What an instance does with a job as soon as it is queued, by its id."""
 
     def create(self, endpoint: Endpoint) -> None:
         if self.refusal is not None:
@@ -71,6 +73,8 @@ class PretendEndpoints:
         if self.refusal is not None:
             raise self.refusal
         self.invoked[invocation["job_id"]] = endpoint_id
+        if self.at_once is not None:
+            self.at_once(invocation["job_id"])
 
     def accepted(self, job_id: str) -> bool:
         return job_id in self.invoked
@@ -130,10 +134,14 @@ class World:
         self.compute.known[endpoint.id] = EndpointStatus(EndpointState.IN_SERVICE, 1, load)
         return self.services.endpoints.get(endpoint.id)
 
-    def checkpoint(self, name: str = "m.safetensors") -> Checkpoint:
+    def checkpoint(
+        self,
+        name: str = "m.safetensors",
+        kind: CheckpointType = CheckpointType.STABLE_DIFFUSION,
+    ) -> Checkpoint:
         """An Active checkpoint."""
         service = self.services.checkpoints
-        checkpoint, _ = service.create(ME, CheckpointType.STABLE_DIFFUSION, [NewFile(name, 1)], {})
+        checkpoint, _ = service.create(ME, kind, [NewFile(name, 1)], {})
         etag = self.put_part(checkpoint, b"weights")
         return service.complete(checkpoint, {name: [{"PartNumber": 1, "ETag": etag}]})
 

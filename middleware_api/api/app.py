@@ -8,6 +8,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPBase
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
@@ -28,6 +29,8 @@ from middleware_api.api.event_stream import event_router
 from middleware_api.api.inference import inference_router
 from middleware_api.api.tokens import token_router
 from middleware_api.api.training import model_router, train_router
+from middleware_api.api.waiting import Gateway
+from middleware_api.api.webui_api import webui_router
 from middleware_api.api.weights import weights_router
 from middleware_api.api.wire import UNION_TAGS
 from middleware_api.contract import TOKEN_HEADER
@@ -35,10 +38,11 @@ from middleware_api.errors import InvalidRequest, ServiceError
 from middleware_api.ports import Objects
 from middleware_api.services.events import Services
 
-# `Edge` checks the token; these two only tell OpenAPI's readers how to send it.
+# `Edge` checks the token; these three only tell OpenAPI's readers how to send it.
 _CREDENTIALS = [
     Depends(APIKeyHeader(name=TOKEN_HEADER, auto_error=False)),
     Depends(HTTPBearer(auto_error=False)),
+    Depends(HTTPBase(scheme="basic", scheme_name="HTTPBasic", auto_error=False)),
 ]
 
 
@@ -50,13 +54,14 @@ def create_app(
     lifespan: Lifespan[FastAPI] | None = None,
     signed: APIRouter | None = None,
     explain: Callable[[Exception], ServiceError | None] = no_explanation,
+    gateway: Gateway | None = None,
 ) -> FastAPI:
     """The application over one deployment's services.
 
     `stopping` tells when the server is about to end, so that streams end before it; None is a
     server that holds no connection open, and streams nothing. `signed` are routes whose URLs
     carry their own permission: they need no token. `explain` names the refusal behind an adapter's
-    error, None for a fault of ours.
+    error, None for a fault of ours. `gateway` bounds the requests that wait for a job's pictures.
     """
     app = FastAPI(
         title="Stable Diffusion AWS extension",
@@ -71,6 +76,7 @@ def create_app(
     for router in (
         inference_router(services.inference, services.training, objects),
         event_router(services.inference, stopping),
+        webui_router(services.webui, services.inference, stopping, gateway),
         endpoint_router(services.endpoints),
         checkpoint_router(services.checkpoints, services.imports, objects),
         weights_router(services.checkpoints, objects),

@@ -11,6 +11,7 @@ from typing import Any
 from mangum import Mangum
 
 from middleware_api.api.app import create_app
+from middleware_api.api.waiting import Gateway
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.faults import explain_fault
 from middleware_api.aws.middleware import OnAws, on_aws
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 # An import stores what it has and hands itself on; the slowest part takes less than this.
 _SPARE_MILLISECONDS = 90_000
+
+# API Gateway gives up after 29 seconds, and a function answers at most 6 MB.
+_GATEWAY = Gateway(seconds=25.0, answer_bytes=5_900_000)
 
 Event = dict[str, Any]
 
@@ -65,5 +69,5 @@ def middleware() -> OnAws:
 def gateway() -> Mangum:
     """Turns API Gateway's events into requests to the application."""
     ours = middleware()
-    app = create_app(ours.services, ours.objects, explain=explain_fault)
+    app = create_app(ours.services, ours.objects, explain=explain_fault, gateway=_GATEWAY)
     return Mangum(app, lifespan="off")

@@ -25,6 +25,7 @@ from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
+from middleware_api.services.webui_api import WebUiService
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Services:
     models: ModelService
     training: TrainingService
     access: AccessService
+    webui: WebUiService
 
 
 class EventHandlers:

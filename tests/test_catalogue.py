@@ -1,0 +1,27 @@
+"""What the API says that there is, is what the engine has."""
+
+from __future__ import annotations
+
+from middleware_api import catalogue
+from middleware_api.container.samplers import SAMPLERS
+from middleware_api.container.schedules import SCHEDULES, resolve_schedule
+from middleware_api.container.upscalers import LATENT_UPSCALERS, PICTURE_UPSCALERS
+
+
+def test_the_samplers_are_the_engines() -> None:
+    shown = [(entry.name, entry.aliases) for entry in catalogue.SAMPLERS]
+    assert shown == [(sampler.name, sampler.aliases) for sampler in SAMPLERS]
+    for entry, sampler in zip(catalogue.SAMPLERS, SAMPLERS, strict=True):
+        if sampler.plan is None:
+            assert entry.options.get("scheduler", "uniform") == sampler.schedule.lower()
+
+
+def test_the_schedules_are_the_engines() -> None:
+    assert [entry.label for entry in catalogue.SCHEDULERS] == ["Automatic", *SCHEDULES]
+    for entry in catalogue.SCHEDULERS:
+        assert resolve_schedule(entry.name) == entry.label
+
+
+def test_the_upscalers_are_the_engines() -> None:
+    assert tuple(upscaler.name for upscaler in PICTURE_UPSCALERS) == catalogue.UPSCALERS
+    assert tuple(upscaler.name for upscaler in LATENT_UPSCALERS) == catalogue.LATENT_UPSCALE_MODES
