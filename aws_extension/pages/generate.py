@@ -113,7 +113,12 @@ def generate(client: CloudClient, form: Form) -> Iterator[Shown]:
     output = client.get_output(submission.job_id)
     for picture, text in zip(pictures, output.infotexts):  # noqa: B905 - fewer texts is no harm
         picture.info.setdefault("parameters", text)
-    made = ("Pictures made:", Value(str(len(pictures))), "on", Value(submission.endpoint_name))
+    made = (
+        "Pictures made:",
+        Value(str(len(pictures))),
+        "Endpoint",
+        Value(submission.endpoint_name),
+    )
     kind: html.Kind = "busy" if output.warnings else "good"
     line = html.notice(kind, made, *map(Value, output.warnings))
     yield Shown("", line, None, pictures, output.infotexts)

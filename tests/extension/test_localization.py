@@ -1,0 +1,117 @@
+"""The Chinese file covers what the pages say, and nothing that they no longer say."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from aws_extension import errors
+from aws_extension.access import CloudAccess
+from aws_extension.answers import InferenceOutput, parse_checkpoint, parse_endpoint, parse_job
+from aws_extension.fake_transport import FakeTransport
+from aws_extension.pages import connection, endpoints, jobs, merge, models
+from aws_extension.pages.host import FolderHost
+from aws_extension.pages.layout import build_pages
+from aws_extension.settings import SettingsStore
+from middleware_api.contract import CheckpointState, EndpointState, InferenceState
+from tests.extension import said
+from tests.extension.pretend_cloud import TOKEN, PretendCloud
+from tests.extension.webui_host import host as host  # a fixture
+
+FILE = Path(__file__).parents[2] / "localizations" / "zh_CN.json"
+# Names that are the same in every language.
+NAMES = {
+    "txt2img", "img2img", "extra-single-image", "extra-batch-images", "interrogate",
+    "Stable-diffusion", "embeddings", "Lora", "hypernetworks", "ControlNet", "VAE", "LoRA",
+    "http://127.0.0.1:8210", "/path/to/model.safetensors",
+}  # fmt: skip
+
+
+OUTPUT = InferenceOutput({}, ("a circle",), ("a warning",))
+
+
+@pytest.fixture(scope="module")
+def chinese() -> dict[str, str]:
+    found: dict[str, str] = json.loads(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture
+def access(tmp_path) -> CloudAccess:
+    return CloudAccess(SettingsStore({}, tmp_path / "connection.json"))
+
+
+def untranslated(said_texts: set[str], chinese: dict[str, str]) -> list[str]:
+    return sorted(said_texts - chinese.keys() - NAMES)
+
+
+def test_every_control_of_the_pages(access, tmp_path, chinese):
+    with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs():
+        build_pages(access, FolderHost(tmp_path))
+    assert untranslated(said.of_controls(blocks.get_config_file()), chinese) == []
+
+
+def test_every_control_of_the_panel(host, chinese):
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        host.panel_module.CloudPanel().ui(is_img2img=False)
+    assert untranslated(said.of_controls(blocks.get_config_file()), chinese) == []
+
+
+def test_every_sentence_that_the_code_hands_to_the_builders(chinese):
+    assert untranslated(said.handed_to_builders("pages", "webui"), chinese) == []
+
+
+def test_every_card_in_every_state(access, chinese):
+    made = []
+    for state in InferenceState:
+        for pictures in ([], ["a.png", "b.png"]):
+            job = parse_job(
+                {"InferenceJobId": "j", "status": state.value, "image_names": pictures,
+                 "error": "x" if state is InferenceState.FAILED else "", "preview_url": "u",
+                 "taskType": "txt2img"}
+            )  # fmt: skip
+            made += [jobs.details(access, job, "u", OUTPUT, "gone"), merge.show(job)]
+            made += [card.content for card in jobs.show(access, (job,), "u", {}).cards]
+    for state in EndpointState:
+        for kind, count in (("local", 1), ("ml.g5.xlarge", 0)):
+            one = parse_endpoint(
+                {"EndpointDeploymentJobId": "d", "endpoint_name": "e", "instance_type": kind,
+                 "endpoint_status": state.value, "autoscaling_enabled": count == 0,
+                 "current_instance_count": count, "price_per_hour": count or None}
+            )  # fmt: skip
+            shown = endpoints.show([one], datetime.now(timezone.utc))
+            made += [shown.note, *(card.content for card in shown.cards)]
+    for kept in CheckpointState:
+        file = parse_checkpoint({"id": "c", "status": kept.value, "type": "Lora", "name": ["f"]})
+        made += [card.content for card in models.show([file]).cards]
+    for fault in (errors.Unauthorised, errors.Forbidden, errors.ServerFault, errors.NotFound):
+        made.append(connection.html.notice("bad", *connection.explain(fault("text", 400))))
+    cloud = PretendCloud()
+    environ = {"SDAWS_API_URL": "http://cloud.test", "SDAWS_API_TOKEN": TOKEN}
+    store = SettingsStore(environ, access.store.path)
+    for cloud.endpoints in (["one"], []):
+        made.append(connection.test_result(CloudAccess(store, FakeTransport(cloud))))
+    made.append(connection.test_result(access))
+    texts = set().union(*map(said.of_html, made))
+    assert {"Finished", "Asleep", "Not complete"} <= texts
+    assert untranslated(texts, chinese) == []
+
+
+def test_every_formula_of_the_merger(chinese):
+    assert untranslated(set(merge.METHODS) | set(merge.METHODS.values()), chinese) == []
+
+
+def test_nothing_is_translated_that_is_not_said(chinese):
+    constants = said.constants()
+    markup = "".join(constants)
+    unsaid = [
+        text
+        for text in chinese
+        if text not in constants and f">{text}<" not in markup and f"title='{text}'" not in markup
+    ]
+    assert unsaid == []
+    assert all(text.strip() == text and translated for text, translated in chinese.items())
