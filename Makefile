@@ -1,6 +1,6 @@
 # Environments, made on first use and again when pins change: .venv for the middleware, the engine
 # and their tests; .venv-webui with the WebUI's own pins for the extension; .venv-deploy for putting
-# the middleware on AWS; .venv-emulator for trying that without AWS.
+# the middleware on AWS; .venv-emulator for trying that without AWS; .venv-forge with Forge's pins.
 
 PYTHON ?= $(firstword $(foreach v,3.11 3.10 3.12,$(if $(filter 0,$(shell python$(v) -c 'import ensurepip' >/dev/null 2>&1; echo $$?)),python$(v))))
 ifeq ($(PYTHON),)
@@ -14,7 +14,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-deploy deploy \
+.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-deploy check-forge deploy \
 	undeploy python clean
 
 demo: .venv/ready
@@ -67,6 +67,17 @@ check-deploy: .venv/ready .venv-deploy/ready .venv-emulator/ready
 	.venv-emulator/bin/hadolint middleware_api/container/Dockerfile
 	.venv/bin/python -m pytest -q -m deploy tests/deploy
 
+# The pages and the panel in Forge's packages (gradio 4); not part of `make test`. gradio 4 leaves
+# event loops open, of which pytest warns at the end.
+check-forge: .venv-forge/ready
+	.venv-forge/bin/python -m pytest -q -W ignore -m forge tests/forge
+
+.venv-forge/ready: pyproject.toml | python
+	$(PYTHON) -m venv .venv-forge
+	.venv-forge/bin/python -m pip install -q --upgrade pip
+	.venv-forge/bin/python -m pip install -q --group forge-host --group test
+	touch $@
+
 # The functions' own Python where there is one: then their modules are compiled ahead.
 DEPLOY_PYTHON ?= $(if $(filter 0,$(shell python3.12 -c 'import ensurepip' >/dev/null 2>&1; echo $$?)),python3.12,$(PYTHON))
 
@@ -98,4 +109,4 @@ python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with venv is needed and was not found. Install one, or name it: make demo PYTHON=/path/to/python3.11"; exit 1; }
 
 clean:
-	rm -rf .venv .venv-webui .venv-deploy .venv-emulator var demo-output
+	rm -rf .venv .venv-webui .venv-forge .venv-deploy .venv-emulator var demo-output
