@@ -205,4 +205,6 @@ def size(count: int | None) -> str:
     """Bytes as people read them."""
     if count is None:
         return "–"
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -101,7 +101,7 @@ def test_a_checkpoint_that_is_only_here_is_asked_about_with_its_size(machine):
     with pytest.raises(errors.ModelsNotInCloud) as told:
         machine.run({}, "mine.safetensors")
     assert str(told.value).startswith(
-        "Only on this machine: mine.safetensors (checkpoint, 0.3 MB). Nothing was sent. Press "
+        "Only on this machine: mine.safetensors (checkpoint, 300 kB). Nothing was sent. Press "
     )
     assert machine.asked == ["GET"]
 

@@ -11,7 +11,7 @@ from aws_extension import errors
 from tests.extension.pretend_cloud import CHECKPOINT
 from tests.extension.webui_host import host as host  # a fixture
 
-MINE = "mine.safetensors · on this machine, 0.3 MB"
+MINE = "mine.safetensors · on this machine, 300 kB"
 
 
 def put_checkpoint(host, name="mine.safetensors"):
@@ -64,7 +64,7 @@ def test_without_a_connection_it_names_the_first_step_and_asks_nobody(host, monk
     [
         (CHECKPOINT, False, "", ""),
         (None, False, "", ""),
-        (MINE, False, "", "mine.safetensors (0.3 MB)."),
+        (MINE, False, "", "mine.safetensors (300 kB)."),
         (MINE, True, "", ""),
         (CHECKPOINT, False, str(errors.ModelsNotInCloud("x.pt (LoRA, 2.0 MB).")),
          "x.pt (LoRA, 2.0 MB)."),
@@ -96,7 +96,7 @@ def test_arguments_are_read_and_each_may_be_left_out(host):
 
 def test_generate_asks_first_then_uploads_and_makes_the_picture(host):
     put_checkpoint(host)
-    with pytest.raises(errors.ModelsNotInCloud, match=r"mine\.safetensors \(checkpoint, 0\.3 MB\)"):
+    with pytest.raises(errors.ModelsNotInCloud, match=r"mine\.safetensors \(checkpoint, 300 kB\)"):
         host.process_images(panel_p(host, upload_now=False))
     assert host.cloud.jobs == []
     assert {sent.method for sent in host.transport.sent} == {"GET"}
