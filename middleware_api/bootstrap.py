@@ -14,6 +14,7 @@ from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.events import Services
 from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
+from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
 from middleware_api.services.webui_api import WebUiService
@@ -52,6 +53,7 @@ def make_services(
         clock,
         new_id,
     )
+    merging_service = MergingService(records, inference_service, checkpoint_service, new_id)
     dataset_service = DatasetService(records, objects, clock, new_id)
     model_service = ModelService(records, objects, training_jobs, checkpoint_service, clock, new_id)
     training_service = TrainingService(
@@ -67,6 +69,7 @@ def make_services(
     )
     return Services(
         inference=inference_service,
+        merging=merging_service,
         endpoints=endpoint_service,
         checkpoints=checkpoint_service,
         imports=import_service,

@@ -261,6 +261,7 @@ def test_a_job_by_the_gateway_and_its_end_by_sns(deployment: Deployment) -> None
         images=[contract.image_key(job.id, 0)],
         parameters={"prompt": "a red circle"},
         info="{}",
+        checkpoints=[],
     )
     outcome = contract.Outcome(result=result, failure=None)
     objects.write(contract.outcome_key(job.id), json.dumps(outcome).encode())

@@ -303,7 +303,7 @@ def test_a_training_job_becomes_a_checkpoint(world: World) -> None:
 def test_a_checkpoint_that_was_adopted_before_a_crash_is_not_adopted_twice(world: World) -> None:
     job = world.running_job()
     key = world.write_weights(job)
-    world.services.checkpoints.adopt(job.id, "me", KIND, [key])
+    world.services.checkpoints.adopt(job.id, "me", KIND, {key: ""})
     world.tell(job, TrainState.COMPLETE)
     assert world.train_job(job).checkpoint_id == job.id
     assert len(world.services.checkpoints.page([], [], 10, None).items) == 1

@@ -1,9 +1,8 @@
-"""Rows 11-16 on a real server: lists of weights files, plain uploads, and the merge's refusals."""
+"""Rows 11-15 on a real server: lists of weights files, and plain uploads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -11,14 +10,11 @@ import pytest
 from tests.server import Server
 
 URL_PATH = "/inference/generate-s3-presigned-url-for-uploading"
-MERGE_PATH = "/inference/run-model-merge"
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("weights") / "var")
-    for name in ("a.safetensors", "b.safetensors"):
-        server.upload(b"weights", name)
     yield server
     server.stop()
 
@@ -80,34 +76,3 @@ def test_a_user_writes_under_the_own_name_alone(shared: Server) -> None:
         assert anna.get(URL_PATH, params={"key": "uploads/anna/x"}).status_code == 200
         for key in ("uploads/x", "uploads/annabel/x", "uploads/anna"):
             assert anna.get(URL_PATH, params={"key": key}).status_code == 403, key
-
-
-FITTING: dict[str, Any] = {
-    "primary_model_name": "a.safetensors",
-    "secondary_model_name": "b.safetensors",
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "status", "says"),
-    [
-        ({}, 501, "not available"),
-        ({"primary_model_name": "ghost.safetensors"}, 404, "ghost.safetensors"),
-        ({"bake_in_vae": "ghost.pt"}, 404, "VAE"),
-        ({"secondary_model_name": None}, 422, "needs a secondary"),
-        ({"secondary_model_name": None, "interp_method": "No interpolation"}, 501, "not available"),
-        ({"interp_method": "Add difference"}, 422, "needs a tertiary"),
-        ({"interp_method": "Guess"}, 422, "Weighted sum"),
-        ({"multiplier": 1.5}, 422, "multiplier"),
-    ],
-)
-def test_a_merge_is_checked_and_then_refused(
-    shared: Server, changes: dict[str, object], status: int, says: str
-) -> None:
-    answer = shared.client.post(MERGE_PATH, json={**FITTING, **changes})
-    assert answer.status_code == status, answer.text
-    assert says in answer.text
-
-
-def test_a_merge_without_a_body_is_refused(shared: Server) -> None:
-    assert shared.client.post(MERGE_PATH).status_code == 422

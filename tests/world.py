@@ -42,6 +42,7 @@ class PretendEndpoints:
 
     known: dict[str, EndpointStatus] = field(default_factory=dict)
     invoked: dict[str, str] = field(default_factory=dict)
+    orders: dict[str, Invocation] = field(default_factory=dict)
     patience_seconds: float = 7 * 3600
     refusal: Exception | None = None
     set_up: list[str] = field(default_factory=list)
@@ -73,6 +74,7 @@ class PretendEndpoints:
         if self.refusal is not None:
             raise self.refusal
         self.invoked[invocation["job_id"]] = endpoint_id
+        self.orders[invocation["job_id"]] = invocation
         if self.at_once is not None:
             self.at_once(invocation["job_id"])
 
@@ -138,11 +140,12 @@ class World:
         self,
         name: str = "m.safetensors",
         kind: CheckpointType = CheckpointType.STABLE_DIFFUSION,
+        content: bytes = b"weights",
     ) -> Checkpoint:
         """An Active checkpoint."""
         service = self.services.checkpoints
         checkpoint, _ = service.create(ME, kind, [NewFile(name, 1)], {})
-        etag = self.put_part(checkpoint, b"weights")
+        etag = self.put_part(checkpoint, content)
         return service.complete(checkpoint, {name: [{"PartNumber": 1, "ETag": etag}]})
 
     def put_part(self, checkpoint: Checkpoint, content: bytes) -> str:
@@ -163,5 +166,7 @@ class World:
 
 
 def result(job: InferenceJob, status: str = "succeed") -> InvocationFinished:
-    answer = InvocationResult(job_id=job.id, status=status, images=[], parameters={}, info="{}")
+    answer = InvocationResult(
+        job_id=job.id, status=status, images=[], parameters={}, info="{}", checkpoints=[]
+    )
     return InvocationFinished(job.id, result=answer)

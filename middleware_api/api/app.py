@@ -79,7 +79,7 @@ def create_app(
         webui_router(services.webui, services.inference, stopping, gateway),
         endpoint_router(services.endpoints),
         checkpoint_router(services.checkpoints, services.imports, objects),
-        weights_router(services.checkpoints, objects),
+        weights_router(services.checkpoints, services.merging, objects),
         model_router(services.models, objects),
         train_router(services.training, objects),
         token_router(services.access),

@@ -11,6 +11,8 @@ from middleware_api.api.common import (
     DEFAULT_LIMIT,
     Caller,
     Cursor,
+    IdempotencyKey,
+    JobCaller,
     Limit,
     errors,
     needs,
@@ -25,10 +27,11 @@ from middleware_api.contract import (
     Scope,
     is_valid_name,
 )
-from middleware_api.errors import Forbidden, InvalidRequest, NotAvailable
+from middleware_api.errors import Forbidden, InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.services.access import Principal
 from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.merging import MergeRequest, MergingService
 
 # The contract's own spelling of each path.
 _LISTS = {
@@ -39,8 +42,10 @@ _LISTS = {
 }
 
 
-def weights_router(service: CheckpointService, objects: Objects) -> APIRouter:
-    """The routes over one service."""
+def weights_router(
+    service: CheckpointService, merging: MergingService, objects: Objects
+) -> APIRouter:
+    """The routes over the checkpoints, and the one that merges them."""
     router = APIRouter(route_class=StrictRoute, tags=["checkpoints"])
 
     def add_list(path: str, kind: CheckpointType) -> None:
@@ -78,21 +83,31 @@ def weights_router(service: CheckpointService, objects: Objects) -> APIRouter:
         _check_upload_key(principal, key)
         return objects.presigned_put(key, UPLOAD_URL_SECONDS)
 
-    @router.post("/inference/run-model-merge", **needs(Scope.MODELS, 404, 501))
-    async def run_model_merge(body: MergeBody) -> MergeAnswer:
-        """Merge checkpoints; not available in this version."""
-        for name in (
-            body.primary_model_name,
-            body.secondary_model_name,
-            body.tertiary_model_name,
-        ):
-            if name is not None:
-                service.resolve(CheckpointType.STABLE_DIFFUSION, name)
-        if body.bake_in_vae is not None:
-            service.resolve(CheckpointType.VAE, body.bake_in_vae)
-        raise NotAvailable(
-            "Merging checkpoints is not available in this version of the middleware. Merge them in "
-            "the WebUI's Checkpoint Merger and upload the result."
+    @router.post("/inference/run-model-merge", **needs(Scope.MODELS, 404, 409, 429))
+    async def run_model_merge(
+        caller: JobCaller, body: MergeBody, idempotency_key: IdempotencyKey = None
+    ) -> MergeAnswer:
+        """Merge checkpoints into a new one, as an inference job."""
+        job = merging.submit(
+            caller,
+            MergeRequest(
+                primary_model_name=body.primary_model_name,
+                secondary_model_name=body.secondary_model_name,
+                tertiary_model_name=body.tertiary_model_name,
+                interp_method=body.interp_method,
+                multiplier=body.multiplier,
+                save_as_half=body.save_as_half,
+                custom_name=body.custom_name or "",
+                bake_in_vae=body.bake_in_vae,
+                discard_weights=body.discard_weights,
+            ),
+            idempotency_key,
+        )
+        return MergeAnswer(
+            primary_model_name=body.primary_model_name,
+            secondary_model_name=body.secondary_model_name,
+            tertiary_model_name=body.tertiary_model_name,
+            inference_id=job.id,
         )
 
     return router

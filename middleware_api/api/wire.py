@@ -6,6 +6,7 @@ The contract's odd names (`InferenceJobId`, `taskType`, `s3PresignUrl`) live her
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,7 @@ from middleware_api.contract import (
     DeploymentState,
     EndpointState,
     InferenceState,
+    MergeMethod,
     ModelState,
     Scope,
     TaskType,
@@ -84,6 +86,19 @@ def _prompt(value: str) -> str:
     return value
 
 
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is no regular expression: {error}") from error
+    return value
+
+
+def _none_if_unset(value: object) -> object:
+    """The WebUI's forms say "" and "None" where nothing is chosen."""
+    return None if value in ("", "None") else value
+
+
 def _submittable(value: TaskType) -> TaskType:
     if value not in SUBMITTABLE_TASKS:
         raise ValueError(f"{value.value} has a route of its own: POST /inference/run-model-merge")
@@ -114,6 +129,7 @@ def _fit_the_task(
 # The schema that the document shows says the same but for the bytes, which JSON Schema cannot.
 _NAME_SCHEMA = {"type": "string", "pattern": NAME_SCHEMA_PATTERN, "maxLength": NAME_MAX_BYTES}
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema(_NAME_SCHEMA)]
+NameOrNone = Annotated[Name | None, BeforeValidator(_none_if_unset)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 SourceUrl = Annotated[
     str,
@@ -425,20 +441,21 @@ class MergeBody(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     primary_model_name: Name
-    secondary_model_name: Name | None = None
-    tertiary_model_name: Name | None = None
-    interp_method: Literal["Weighted sum", "Add difference", "No interpolation"] = "Weighted sum"
+    secondary_model_name: NameOrNone = None
+    tertiary_model_name: NameOrNone = None
+    interp_method: MergeMethod = MergeMethod.WEIGHTED_SUM
     multiplier: float = Field(0.3, ge=0, le=1)
     save_as_half: bool = False
-    custom_name: Name | None = None
-    bake_in_vae: Name | None = None
-    discard_weights: str = Field("", max_length=1000)
+    custom_name: NameOrNone = None
+    bake_in_vae: NameOrNone = None
+    discard_weights: Annotated[str, Field(max_length=1000), AfterValidator(_pattern)] = ""
 
     @model_validator(mode="after")
     def _models_fit_the_method(self) -> MergeBody:
-        if self.interp_method != "No interpolation" and self.secondary_model_name is None:
-            raise ValueError(f"{self.interp_method} needs a secondary_model_name")
-        if self.interp_method == "Add difference" and self.tertiary_model_name is None:
+        method = self.interp_method
+        if method is not MergeMethod.NO_INTERPOLATION and self.secondary_model_name is None:
+            raise ValueError(f"{method.value} needs a secondary_model_name")
+        if method is MergeMethod.ADD_DIFFERENCE and self.tertiary_model_name is None:
             raise ValueError("Add difference needs a tertiary_model_name")
         return self
 

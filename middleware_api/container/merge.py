@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -44,8 +45,9 @@ _THUMBNAIL = "modelspec.thumbnail"
 _RECIPE, _MODELS = "sd_merge_recipe", "sd_merge_models"
 
 _MATCHER = """
-import json, re, sys
-pattern, names = json.load(sys.stdin)
+import json, re, signal, sys
+pattern, names, seconds = json.load(sys.stdin)
+signal.setitimer(signal.ITIMER_REAL, seconds)
 json.dump([name for name in names if re.search(pattern, name)], sys.stdout)
 """
 
@@ -67,21 +69,18 @@ def merge(job: Job) -> Answer:
 def discarded(names: Collection[str], pattern: str) -> set[str]:
     """The names that the pattern finds something in.
 
-    In a process of its own: a pattern can take longer than the universe has existed, and nothing
-    else stops Python's `re` once it has begun. Raises BadRequest.
+    In a process of its own, which ends by itself: a pattern can take longer than the universe has
+    existed, and nothing else stops Python's `re` once it has begun. Raises BadRequest.
     """
     command = [sys.executable, "-c", _MATCHER]
-    document = json.dumps([pattern, list(names)])
-    try:
-        found = subprocess.run(
-            command, input=document, capture_output=True, text=True, timeout=PATTERN_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
+    document = json.dumps([pattern, list(names), PATTERN_SECONDS])
+    found = subprocess.run(command, input=document, capture_output=True, text=True)
+    if found.returncode == -signal.SIGALRM:
         raise BadRequest(
             f"The pattern of weights to discard, {pattern!r}, takes more than "
             f"{PATTERN_SECONDS:.0f} seconds. Write it without a repetition inside a repetition.",
             "pattern_too_slow",
-        ) from error
+        )
     if found.returncode:
         raise BadRequest(
             f"The pattern of weights to discard, {pattern!r}, is no regular expression. "

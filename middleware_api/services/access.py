@@ -21,6 +21,11 @@ ADMIN_NAME = "admin"
 _DAY_SECONDS = 24 * 3600
 
 
+def token_user(owner: str) -> str:
+    """Whose token made a job: the user who `owner`, of a shared host or not, acted by."""
+    return owner.partition("/")[0]
+
+
 @dataclass(frozen=True)
 class Principal:
     """The user behind a request. `daily_jobs` None is no bound; `token_id` counts them."""

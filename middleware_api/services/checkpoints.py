@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -80,11 +80,12 @@ class CheckpointService:
         return checkpoint, self.missing_parts(checkpoint)
 
     def adopt(
-        self, checkpoint_id: str, owner: str, kind: CheckpointType, keys: Collection[str]
+        self, checkpoint_id: str, owner: str, kind: CheckpointType, hashes: Mapping[str, str]
     ) -> Checkpoint:
         """Make an Active checkpoint of finished objects, where they lie.
 
-        The same id a second time changes nothing.
+        `hashes` are their SHA-256 by their keys, empty where not known. The same id a second time
+        changes nothing.
         """
         checkpoint = Checkpoint(
             id=checkpoint_id,
@@ -100,14 +101,22 @@ class CheckpointService:
                     parts=0,
                     part_size=0,
                     size=self._objects.size(key),
+                    sha256=sha256 or None,
                 )
-                for key in keys
+                for key, sha256 in hashes.items()
             ),
         )
         with suppress(Conflict):  # we died between adopting it and saying so
             self._records.add(checkpoint)
         self._make_findable(checkpoint)
         return checkpoint
+
+    def drop_unless_adopted(self, checkpoint_id: str, kind: CheckpointType) -> None:
+        """Delete the objects that were to become a checkpoint, and have not."""
+        try:
+            self.get(checkpoint_id)
+        except NotFound:
+            self._objects.delete_all(checkpoint_key(kind, checkpoint_id, ""))
 
     def get(self, checkpoint_id: str) -> Checkpoint:
         """Raises NotFound."""
@@ -227,22 +236,25 @@ class CheckpointService:
 
         Raises NotFound, which names it.
         """
-        checkpoint_id = self._records.lookup(_name_key(kind, name))
-        if checkpoint_id is not None:
-            checkpoint = self._records.get(Checkpoint, checkpoint_id)
-            if checkpoint.state is CheckpointState.ACTIVE:
-                file = next(f for f in checkpoint.files if f.name == name)
-                return UsedCheckpoint(
-                    type=kind,
-                    name=name,
-                    key=file.key,
-                    size=file.size or 0,
-                    sha256=file.sha256 or "",
-                )
+        if (used := self.find(kind, name)) is not None:
+            return used
         raise NotFound(
             f"There is no Active {kind.value} checkpoint named '{name}'. Upload it first, or "
             "choose one that GET /checkpoints?status=Active lists.",
             "checkpoint_not_found",
+        )
+
+    def find(self, kind: CheckpointType, name: str) -> UsedCheckpoint | None:
+        """What `resolve` finds, or None."""
+        checkpoint_id = self._records.lookup(_name_key(kind, name))
+        if checkpoint_id is None:
+            return None
+        checkpoint = self._records.get(Checkpoint, checkpoint_id)
+        if checkpoint.state is not CheckpointState.ACTIVE:
+            return None
+        file = next(f for f in checkpoint.files if f.name == name)
+        return UsedCheckpoint(
+            type=kind, name=name, key=file.key, size=file.size or 0, sha256=file.sha256 or ""
         )
 
     def reconcile(self, checkpoint: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
+from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
 from middleware_api.services.webui_api import WebUiService
@@ -39,6 +40,7 @@ class Services:
     """All services of one deployment."""
 
     inference: InferenceService
+    merging: MergingService
     endpoints: EndpointService
     checkpoints: CheckpointService
     imports: ImportService

@@ -31,7 +31,7 @@ from middleware_api.ports import (
     Records,
 )
 from middleware_api.records import InferenceJob
-from middleware_api.services.access import AccessService, Principal
+from middleware_api.services.access import AccessService, Principal, token_user
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.idempotency import claim_id
@@ -132,16 +132,21 @@ class InferenceService:
         return self._submit(caller, job_id, request)
 
     def _submit(self, caller: Principal, job_id: str, request: InferenceRequest) -> InferenceJob:
-        if (first := self._existing(job_id)) is not None:
+        if (first := self.existing(job_id)) is not None:
             return first
+        return self.start(self.new_job(caller, job_id, request), request.body)
+
+    def start(self, job: InferenceJob, body: dict[str, object]) -> InferenceJob:
+        """Queue a new job with the document that its engine gets. Raises Conflict when the
+        endpoint refuses it."""
         # First the record, then the queue: between the two the reconciler finds the job; the
         # other way round a quick worker would finish a job that has not begun.
         job = replace(
-            self._new_job(caller, job_id, request),
+            job,
             state=InferenceState.IN_PROGRESS,
             check_at=self._clock() + RECONCILE_SECONDS,
         )
-        self._write_params(job, request.body)
+        self._write_params(job, body)
         self._records.add(job)
         return self._begin(job)
 
@@ -151,9 +156,9 @@ class InferenceService:
         """A job that waits for its (large) body, and the URL to put that at (row 6b)."""
         body = {"upload_params": True, **request.body}
         job_id = claim_id(self._records, caller, idempotency_key, body, self._new_id())
-        job = self._existing(job_id)
+        job = self.existing(job_id)
         if job is None:
-            job = self._new_job(caller, job_id, request)
+            job = self.new_job(caller, job_id, request)
             self._records.add(job)
         key = contract.params_key(job.task_type, job.id)
         return job, self._objects.presigned_put(key, UPLOAD_URL_SECONDS)
@@ -349,7 +354,7 @@ class InferenceService:
 
     def starting(self, job_id: str) -> bool:
         """An instance is about to begin the job; False when nobody wants it any more."""
-        job = self._existing(job_id)
+        job = self.existing(job_id)
         if job is None or job.state is not InferenceState.IN_PROGRESS:
             return False
         if self._objects.size(contract.cancel_key(job.id)) is not None:
@@ -364,7 +369,7 @@ class InferenceService:
 
     def finished(self, event: InvocationFinished) -> None:
         """Note a job's end; a late or second word changes nothing."""
-        job = self._existing(event.job_id)
+        job = self.existing(event.job_id)
         if job is None or job.state in INFERENCE_FINAL:
             return
         raw = json.dumps(
@@ -382,7 +387,9 @@ class InferenceService:
             self._finish(job, state, error=event.failure or "")
             return
         self._write_result(job, event.result)
-        if job.checkpoints:  # a job without any leaves in memory what was there
+        if job.task_type is TaskType.MERGE:
+            self._adopt_merged(job, event.result)
+        elif job.checkpoints:  # a job without any leaves in memory what was there
             self._endpoint_service.note_loaded(job.endpoint_id, job.checkpoints)
         self._finish(job, InferenceState(event.result["status"]))
 
@@ -415,13 +422,15 @@ class InferenceService:
                 self._invoke(job)
             self._records.update(replace(job, check_at=self._clock() + RECONCILE_SECONDS))
 
-    def _existing(self, job_id: str) -> InferenceJob | None:
+    def existing(self, job_id: str) -> InferenceJob | None:
+        """The job of that id, whoever's it is; None when there is none."""
         try:
             return self._records.get(InferenceJob, job_id)
         except NotFound:
             return None
 
-    def _new_job(self, caller: Principal, job_id: str, request: InferenceRequest) -> InferenceJob:
+    def new_job(self, caller: Principal, job_id: str, request: InferenceRequest) -> InferenceJob:
+        """A job that is not stored yet, and that counts for today. Raises what `submit` raises."""
         checkpoints = tuple(
             self._checkpoint_service.resolve(kind, name)
             for kind, names in request.models.items()
@@ -479,9 +488,24 @@ class InferenceService:
             ),
         )
 
+    def _adopt_merged(self, job: InferenceJob, result: InvocationResult) -> None:
+        """What a merge has made becomes a checkpoint of whoever's token asked for it."""
+        hashes = {made["key"]: made["sha256"] for made in result["checkpoints"]}
+        if hashes:
+            self._checkpoint_service.adopt(
+                contract.merged_checkpoint_id(job.id),
+                token_user(job.owner),
+                CheckpointType.STABLE_DIFFUSION,
+                hashes,
+            )
+
     def _finish(self, job: InferenceJob, state: InferenceState, error: str = "") -> InferenceJob:
         if state not in INFERENCE_TRANSITIONS[job.state]:
             raise Conflict(f"Job '{job.id}' is {job.state.value}, not to become {state.value}.")
+        if job.task_type is TaskType.MERGE and state is not InferenceState.SUCCEEDED:
+            self._checkpoint_service.drop_unless_adopted(
+                contract.merged_checkpoint_id(job.id), CheckpointType.STABLE_DIFFUSION
+            )
         prefix = f"{contract.output_prefix(job.id)}result/"
         names = [key.removeprefix(prefix) for key in self._objects.keys(prefix)]
         written = self._written_progress(job) if job.started_at is None else None

@@ -271,7 +271,9 @@ class TrainingService:
                 f"The training program ended without a {_WEIGHTS} file under {output}.",
             )
             return
-        checkpoint = self._checkpoint_service.adopt(job.id, job.owner, job.type, keys)
+        checkpoint = self._checkpoint_service.adopt(
+            job.id, job.owner, job.type, dict.fromkeys(keys, "")
+        )
         self._end(replace(job, progress=1.0, checkpoint_id=checkpoint.id), TrainState.COMPLETE)
 
     def _end(self, job: TrainJob, state: TrainState, error: str = "") -> TrainJob:
