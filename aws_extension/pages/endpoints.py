@@ -205,6 +205,7 @@ def build(access: CloudAccess) -> None:
                 label="Name",
                 placeholder="optional: one is made up",
                 info="What lists will call it",
+                elem_id="sdaws_endpoint_name",
                 max_lines=1,
             )
         scales = gr.Checkbox(

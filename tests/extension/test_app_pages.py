@@ -1,0 +1,183 @@
+"""A journey through each page of the tab, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.extension.browsing import Visit, app, sync_api
+from tests.extension.browsing import browser as browser  # a fixture
+from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud, serve
+
+PAGES = ("Generate", "Connection", "Endpoints", "Models", "Jobs", "Merge")
+
+
+class Studio(NamedTuple):
+    """One host that several browsers look at."""
+
+    cloud: PretendCloud
+    address: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    cloud, folder = PretendCloud(polls=0), tmp_path_factory.mktemp("studio")
+    with serve(cloud) as url, app(folder, url, TOKEN) as address:
+        yield Studio(cloud, address, folder)
+
+
+def generated(visit: Visit, prompt: str) -> None:
+    visit.open("Generate")
+    visit.generate(prompt)
+    visit.page.wait_for_selector("#sdaws_status :text('Pictures made:')", timeout=30_000)
+
+
+def count(visit: Visit, selector: str, number: int) -> None:
+    """Wait until that many are in view."""
+    sync_api.expect(visit.page.locator(f"{selector}:visible")).to_have_count(number, timeout=15_000)
+
+
+def test_an_endpoint_is_created_and_deleted_on_its_card(browser, studio):
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    visit.open("Endpoints")
+    page.wait_for_selector("#sdaws_endpoints :text('pretend-1')")
+    page.fill("#sdaws_endpoint_name input, #sdaws_endpoint_name textarea", "portraits")
+    page.click("#sdaws_create_endpoint")
+    card = page.locator(".sdaws-panel", has_text="portraits")
+    card.wait_for()
+    # The first click asks; “Keep”, which has the focus, takes it back.
+    card.get_by_text("Delete…").click()
+    card.get_by_text("Its running jobs stop").wait_for()
+    page.keyboard.press("Enter")
+    card.get_by_text("Its running jobs stop").wait_for(state="hidden")
+    assert "portraits" in studio.cloud.endpoints
+    card.get_by_text("Delete…").click()
+    card.get_by_text("Yes, delete it").click()
+    card.wait_for(state="detached")
+    assert studio.cloud.endpoints == ["pretend-1"]
+    # A machine of AWS brings its bounds and its price while idle.
+    page.click("#sdaws_machine input")
+    page.click("#sdaws_machine li:has-text('ml.g5.xlarge')")
+    page.wait_for_selector("#sdaws_idle_cost :text('Idle, it costs nothing')")
+    page.click("#sdaws_scales input")
+    page.wait_for_selector("#sdaws_idle_cost :text('$1.41 / h')")
+    assert visit.complaints == []
+
+
+def test_a_job_is_opened_collected_run_again_and_deleted(browser, studio):
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    generated(visit, "a fox at night")
+    mine = studio.cloud.jobs[-1]
+    visit.open("Jobs")
+    count(visit, "#sdaws_jobs .sdaws-card", 1)
+    page.click("#sdaws_jobs .sdaws-card:has-text('To collect')")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#sdaws_job .sdaws-pictures img')]"
+        ".some((picture) => picture.naturalWidth > 0)"
+    )
+    assert page.input_value("#sdaws_job textarea").startswith("a fox at night\n")
+    page.click("#sdaws_job button:has-text('Collect')")
+    page.wait_for_selector("#sdaws_jobs_message :text('Pictures saved here:')")
+    saved = list((studio.folder / "cloud-pictures").iterdir())
+    assert len(saved) == mine.count
+    page.click("#sdaws_job button:has-text('Re-run')")
+    page.wait_for_selector("#sdaws_jobs_message :text('Sent again')")
+    # Nobody touches the page: it sees by itself that the new job has finished.
+    page.wait_for_selector("#sdaws_job :text('Finished')", timeout=15_000)
+    page.click("text=← All jobs")
+    count(visit, "#sdaws_jobs .sdaws-card", 2)
+    page.click("#sdaws_jobs .sdaws-card:has-text('Collected')")
+    page.click("#sdaws_job button:has-text('Delete…')")
+    page.click("#sdaws_job button:has-text('Yes, delete it')")
+    count(visit, "#sdaws_jobs .sdaws-card", 1)
+    assert mine not in studio.cloud.jobs
+    assert TOKEN not in page.content()
+    assert visit.complaints == []
+
+
+def test_a_running_job_is_followed_and_cancelled(browser, studio):
+    visit = Visit(browser, studio.address)
+    studio.cloud.polls = 1000
+    visit.generate("x")
+    visit.page.wait_for_selector("#sdaws_status .sdaws-progress")
+    visit.open("Jobs")
+    visit.page.click("#sdaws_jobs .sdaws-card:has-text('Running')")
+    visit.page.wait_for_selector("#sdaws_job .sdaws-progress")
+    visit.page.click("#sdaws_job button:has-text('Cancel this job')")
+    visit.page.wait_for_selector("#sdaws_job :text('Cancelled')")
+    assert studio.cloud.jobs[-1].state == "cancelled"
+    studio.cloud.polls = 0
+
+
+def test_two_browsers_never_see_each_others_jobs(browser, studio):
+    first, second = (Visit(browser, studio.address) for _ in range(2))
+    generated(first, "only mine")
+    second.open("Jobs")
+    second.page.wait_for_selector("#sdaws_jobs :text('No jobs yet')")
+    generated(second, "only yours")
+    for visit in (first, second):
+        visit.open("Jobs")
+        count(visit, "#sdaws_jobs .sdaws-card", 1)
+    # What the first browser was given opens nothing for the second.
+    link = first.page.get_attribute("#sdaws_jobs .sdaws-listing", "data-sdaws-watch")
+    mine = second.page.get_attribute("#sdaws_jobs .sdaws-listing", "data-sdaws-watch")
+    user = "user=browser-"
+    stolen = mine.replace(mine[mine.index(user) :][:37], link[link.index(user) :][:37])
+    assert stolen != mine
+    assert second.page.request.get(f"{studio.address}/{stolen}").status == 403
+
+
+def test_filters_show_what_fits(browser, studio):
+    visit = Visit(browser, studio.address)
+    generated(visit, "x")
+    visit.open("Jobs")
+    count(visit, "#sdaws_jobs .sdaws-card", 1)
+    visit.page.click("#sdaws_tab_jobs input >> nth=0")
+    visit.page.click("li:has-text('Failed')")
+    visit.page.wait_for_selector("#sdaws_jobs :text('No job fits')")
+
+
+def test_checkpoints_are_merged_into_one(browser, studio):
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    studio.cloud.polls = 4
+    visit.open("Merge")
+    page.click("#sdaws_merge_a input")
+    page.click(f"#sdaws_merge_a li:has-text('{CHECKPOINT}')")
+    page.click("#sdaws_merge_run")
+    page.wait_for_selector(":text('Choose model B too')")
+    page.click("#sdaws_merge_method label:has-text('No interpolation')")
+    page.wait_for_selector("#sdaws_merge_b", state="hidden")
+    page.click("#sdaws_merge_run")
+    page.wait_for_selector("#sdaws_merge_progress .sdaws-progress")
+    page.wait_for_selector("#sdaws_merge_progress :text('a checkpoint you can choose')")
+    assert studio.cloud.merges[-1]["interp_method"] == "No interpolation"
+    studio.cloud.polls = 0
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "dark"), (768, "light")])
+def test_every_page_fits_and_every_control_has_a_name(browser, studio, width, theme):
+    visit = Visit(browser, studio.address, width, theme)
+    for name in PAGES:
+        visit.open(name)
+        visit.page.wait_for_selector(f".tab-nav button.selected:has-text('{name}')")
+        wide = visit.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{name} is {wide} px too wide"
+        assert visit.page.evaluate(NAMELESS) == [], name
+
+
+# Controls in view without a label, a name, or text.
+NAMELESS = """
+[...document.querySelectorAll("input, textarea, select, button")].filter((one) =>
+    one.offsetParent !== null && one.type !== "file" &&
+    !(one.labels && one.labels.length) && !one.closest("label") && !one.closest("fieldset") &&
+    !one.getAttribute("aria-label") && !one.title && !one.innerText.trim() &&
+    !one.closest(".block")?.querySelector("label, [data-testid='block-info']"))
+    .map((one) => one.outerHTML.slice(0, 200))
+"""
