@@ -243,6 +243,22 @@ def test_the_same_again_is_a_new_job_with_the_stored_request(
     assert second in world.compute.invoked
 
 
+def test_the_same_again_goes_elsewhere_when_its_endpoint_is_gone(
+    world: World, client: TestClient
+) -> None:
+    endpoint = world.deploy("other")
+    body = {**REQUEST, "sagemaker_endpoint_name": "other"}
+    first = client.post("/inference/v2", json=body).json()["inference_id"]
+    world.events.invocation_finished(InvocationFinished(first, failure="out of memory"))
+    again = f"/inference/v2/{first}/rerun"
+    assert client.post(again).json()["endpoint_name"] == "other"
+    world.services.endpoints.delete(["other"])
+    leaving = client.post(again)
+    assert (leaving.status_code, leaving.json()["code"]) == (409, "endpoint_not_in_service")
+    world.events.endpoint_changed(EndpointChanged(endpoint.id, EndpointState.DELETED))
+    assert client.post(again).json()["endpoint_name"] == "studio"
+
+
 def test_a_job_without_a_request_cannot_be_run_again(client: TestClient) -> None:
     prepared = client.post(
         "/inference/v2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from PIL import Image
@@ -74,6 +75,13 @@ def test_the_fields_bear_the_webuis_names() -> None:
         "Clip skip": "1",
     }
     assert {name: fields[name] for name in expected} == expected
+
+
+def test_a_long_text_is_taken_apart_in_a_moment() -> None:
+    for line in ("a" * 500_000, "a b:" * 100_000, 'a b:"' * 100_000, "a, " * 100_000):
+        began = time.monotonic()
+        parse_parameters(line)
+        assert time.monotonic() - began < 5, line[:10]
 
 
 def test_a_text_without_fields_is_all_prompt() -> None:

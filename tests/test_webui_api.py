@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -35,6 +36,15 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 def client(world: World) -> TestClient:
     return app(world)
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """For requests that are refused before they change anything: nothing is there to change."""
+    world = World(tmp_path_factory.mktemp("idle"))
+    yield app(world)
+    assert jobs(world) == []
+    world.database.close()
 
 
 def app(world: World, gateway: Gateway | None = None) -> TestClient:
@@ -304,6 +314,40 @@ def test_a_caller_that_hangs_up_is_not_waited_for_and_its_job_goes_on(world: Wor
     assert jobs(world)[0].state is contract.InferenceState.IN_PROGRESS
 
 
+def test_many_that_wait_leave_room_for_others(world: World) -> None:
+    """More than the server has threads."""
+    world.checkpoint()
+    made = create_app(world.services, world.objects, lambda: False)
+    waiting, answers = 60, []
+
+    async def wait(client: httpx.AsyncClient) -> None:
+        answers.append((await client.post(TXT2IMG, json=REQUEST)).status_code)
+
+    async def all_of_them() -> int:
+        async with (
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(made),
+                base_url="http://studio.test",
+                headers={"x-api-key": ADMIN_TOKEN},
+                timeout=60,
+            ) as client,
+            anyio.create_task_group() as group,
+        ):
+            for _ in range(waiting):
+                group.start_soon(wait, client)
+            while len(world.compute.invoked) < waiting:
+                assert (await client.get("/sdapi/v1/progress")).status_code == 200
+            before_the_end = len(answers)
+            draw(world)
+            assert world.compute.at_once is not None
+            for job_id in world.compute.invoked:
+                world.compute.at_once(job_id)
+            return before_the_end
+
+    assert anyio.run(all_of_them) == 0
+    assert answers == [200] * waiting
+
+
 def test_a_server_that_stops_tells_how_to_go_on(world: World) -> None:
     world.checkpoint()
     made = create_app(world.services, world.objects, lambda: True)
@@ -374,21 +418,20 @@ def test_extras_need_no_checkpoint(world: World, client: TestClient) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_job_is_made(
-    world: World, client: TestClient, path: str, body: dict[str, object], place: list[str]
+    idle: TestClient, path: str, body: dict[str, object], place: list[str]
 ) -> None:
-    answer = client.post(f"/sdapi/v1/{path}", json=body)
+    answer = idle.post(f"/sdapi/v1/{path}", json=body)
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"][: len(place)] == place
-    assert jobs(world) == []
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "interrogate"), ("POST", "extra-batch-images"), ("GET", "cmd-flags")],
 )
-def test_what_is_not_here_says_so(client: TestClient, method: str, path: str) -> None:
+def test_what_is_not_here_says_so(idle: TestClient, method: str, path: str) -> None:
     body = {} if method == "POST" else None
-    answer = client.request(method, f"/sdapi/v1/{path}", json=body)
+    answer = idle.request(method, f"/sdapi/v1/{path}", json=body)
     assert (answer.status_code, answer.json()["code"]) == (501, "not_available")
 
 

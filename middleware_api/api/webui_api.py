@@ -168,7 +168,7 @@ def webui_router(
     async def webui_png_info(body: PictureInfoBody) -> PictureInfoAnswer:
         """What a picture says of its making."""
         try:
-            info, items = read_texts(_decoded(body.image))
+            info, items = await to_thread.run_sync(lambda: read_texts(_decoded(body.image)))
         except NoPicture as error:
             raise InvalidRequest(
                 "must be a PNG, JPEG or WebP picture in base64", ("body", "image")

@@ -125,9 +125,15 @@ class InferenceService:
         request: InferenceRequest,
         idempotency_key: str | None,
     ) -> InferenceJob:
-        """Queue a finished job's request again, as a new job. Raises what `submit` raises."""
+        """Queue a finished job's request again, as a new job; at any endpoint when the one that
+        it named is gone. Raises what `submit` raises."""
         self._require_final(job)
         body = {"rerun_of": job.id, **request.body}
+        if request.endpoint_name is not None:
+            try:
+                self._endpoint_service.find(request.endpoint_name)
+            except NotFound:
+                request = replace(request, endpoint_name=None)
         job_id = claim_id(self._records, caller, idempotency_key, body, self._new_id())
         return self._submit(caller, job_id, request)
 

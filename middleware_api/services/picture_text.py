@@ -18,8 +18,9 @@ _TEXT_MAX_BYTES = 1024 * 1024
 _EXIF_DIRECTORY, _USER_COMMENT = 0x8769, 0x9286
 _PARAMETERS = "parameters"
 
-# `Name: value` or `Name: "value, with commas"`, as the last line of the text has them.
-_PAIR = re.compile(r'\s*(\w[\w /-]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# `Name: value` or `Name: "value, with commas"`, as the last line of the text has them. A name has
+# an end, or a long line without any would be searched from each of its letters.
+_PAIR = re.compile(r'\s*(\w[\w /-]{1,80}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _NEGATIVE = "Negative prompt:"
 _PAIRS_LEAST = 3  # fewer, and the last line is prompt too
