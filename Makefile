@@ -13,8 +13,10 @@ TORCH_INDEX ?=
 PIP_TORCH := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 export OMP_NUM_THREADS ?= 1
+export WEBUI_DIR
 
-.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-deploy check-forge deploy \
+.PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-webui \
+	check-forge check-deploy deploy \
 	undeploy python clean
 
 demo: .venv/ready
@@ -44,6 +46,11 @@ check: .venv/ready .venv-webui/ready
 	.venv/bin/mypy middleware_api
 	.venv/bin/mypy --python-executable .venv-webui/bin/python aws_extension
 	$(MAKE) test
+
+# Everything that a real WebUI generates, made in the cloud; not part of `make test`. Needs a checkout
+# of AUTOMATIC1111's WebUI 1.10.1 that has been started once:  make check-webui WEBUI_DIR=~/webui
+check-webui: .venv/ready .venv-webui/ready
+	.venv-webui/bin/python -m pytest -q --timeout 300 tests/extension/real_webui
 
 # Minutes of requests made from the OpenAPI document; not part of `make test`.
 check-fuzz: .venv/ready

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from aws_extension.errors import Unsupported
@@ -41,13 +41,10 @@ def gaps_allowed(script: Any) -> bool:
 
 def require_portable(script: Any) -> None:
     """Raises Unsupported for a script that works on the model itself: it is not here."""
-    if file_name(script) in _JUDGED_BY_HAND:
+    file = Path(str(getattr(script, "filename", "")))
+    if file.name in _JUDGED_BY_HAND or not file.is_file():
         return
-    try:
-        source = inspect.getsource(inspect.getmodule(type(script)) or type(script))
-    except (OSError, TypeError):  # made at run time: nothing can be said
-        return
-    if _READS_MODEL.search(source):
+    if _READS_MODEL.search(file.read_text(encoding="utf-8", errors="replace")):
         raise Unsupported(
             f"“{script.title()}” works on the model itself, which is in the cloud and not here. "
             "Choose another script, or turn “Generate in the cloud” off. Nothing was sent."

@@ -124,13 +124,18 @@ def _weights(folder: Path) -> Path:
     if DEMO_CHECKPOINT.exists():
         return DEMO_CHECKPOINT
     path = folder / "random-weights.safetensors"
+    write_random_weights(path)
+    return path
+
+
+def write_random_weights(path: Path) -> None:
+    """A checkpoint of the demo's size, by the middleware's environment."""
     script = (
         "import sys; from pathlib import Path; "
         "from middleware_api.demo.random_weights import write_random_checkpoint; "
         "write_random_checkpoint(Path(sys.argv[1]))"
     )
     subprocess.run([str(MIDDLEWARE_PYTHON), "-c", script, str(path)], cwd=REPOSITORY, check=True)
-    return path
 
 
 def _make_ready(server: RealServer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import sys
 
 import pytest
 from PIL import Image
@@ -177,17 +176,9 @@ def test_a_cloud_checkpoint_is_found_by_the_webuis_own_names(host):
 
 
 def test_a_script_that_works_on_the_model_is_refused_before_anything_is_sent(host, tmp_path):
-    (tmp_path / "needs_model.py").write_text(
-        "class Alternative:\n"
-        "    filename = 'scripts/needs_model.py'\n"
-        "    def title(self): return 'Alternative test'\n"
-        "    def run(self, p): return p." + "sd_model.decode()\n"  # this file must not say it
-    )
-    sys.path.insert(0, str(tmp_path))
-    try:
-        script = importlib.import_module("needs_model").Alternative()
-    finally:
-        sys.path.remove(str(tmp_path))
+    script = Cells(host, 1)
+    script.filename = tmp_path / "alternative.py"
+    script.filename.write_text("def run(self, p):\n    return p.sd_model.decode()\n")
     with pytest.raises(errors.Unsupported, match="works on the model itself"):
         run_cells(host, script)
     assert host.cloud.jobs == []
