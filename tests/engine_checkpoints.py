@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from middleware_api.container.checkpoint import TextShape, UNetShape, VaeShape
+from middleware_api.container.checkpoint_shapes import TextShape, UNetShape, VaeShape
 from middleware_api.container.ldm_layout import full_checkpoint
 
 Tensors = dict[str, torch.Tensor]

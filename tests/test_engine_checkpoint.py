@@ -10,13 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from middleware_api.container.checkpoint import (
-    StableDiffusion,
-    load_checkpoint,
-    text_of,
-    unet_shape_of,
-    vae_shape_of,
-)
+from middleware_api.container.checkpoint import StableDiffusion, load_checkpoint
+from middleware_api.container.checkpoint_shapes import text_of, unet_shape_of, vae_shape_of
 from middleware_api.container.errors import CheckpointUnreadable
 from middleware_api.container.model_cache import ModelCache
 from tests.engine_checkpoints import SD15, TINY, Size, Tensors, empty_tensors, random_tensors
@@ -173,3 +168,15 @@ def test_room_is_made_before_a_model_is_loaded() -> None:
     seen: list[list[str]] = []
     with cache.use("b", 8, lambda: seen.append(cache.keys) or bytes(8)):
         assert seen == [[]]
+
+
+def test_levels_of_an_odd_size_are_doubled_first_and_fitted_then(tmp_path: Path) -> None:
+    unet = load(saved(tmp_path / "tiny.safetensors", random_tensors())).unet
+    (upsampler,) = unet.up_blocks[0].upsamplers
+    small = torch.randn(1, 64, 5, 4, generator=torch.Generator().manual_seed(0))
+    doubled = upsampler(small)
+    assert doubled.shape == (1, 64, 10, 8)
+    nearest = [row * 10 // 9 for row in range(9)]
+    assert torch.equal(upsampler(small, (9, 8)), doubled[:, :, nearest])
+    guess = unet(torch.randn(1, 4, 9, 8), torch.tensor([1]), torch.zeros(1, 77, 64)).sample
+    assert guess.shape == (1, 4, 9, 8)

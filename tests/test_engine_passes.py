@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from middleware_api.container import pictures, schedules
-from middleware_api.container.checkpoint import VAE, VAE_SCALE
+from middleware_api.container.checkpoint_shapes import VAE, VAE_SCALE
 from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
 from middleware_api.container.errors import CheckpointUnreadable
 from middleware_api.container.progress import Step

@@ -77,7 +77,8 @@ def test_each_sampler_announces_every_step_and_ends_near_the_clean_spread(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=generator, dtype=torch.float64) * plan.noise_scale
     end = sampler.run(walk_of(plan, steps), x)
-    assert steps == list(range(20))
+    # The WebUI walks between LDM's 20 timesteps.
+    assert steps == list(range(19 if sampler.name in ("DDIM", "PLMS") else 20))
     assert 0.35 < float(end.std()) < 0.6  # of 0.5; Euler a at 20 steps is the farthest off
 
 
@@ -116,10 +117,10 @@ def test_img2img_runs_the_last_part_of_the_schedule(strength: float, steps: int)
     assert part.noise_scale == part.sigmas[0]
 
 
-@pytest.mark.parametrize("name", ["DDIM", "PLMS", "UniPC"])
-def test_img2img_of_the_timestep_samplers_takes_one_step_less(name: str) -> None:
+@pytest.mark.parametrize(("name", "steps"), [("DDIM", 9), ("PLMS", 9), ("UniPC", 10)])
+def test_img2img_of_the_timestep_samplers_takes_fewer_steps(name: str, steps: int) -> None:
     part = named(name).plan_for("Automatic", 20, schedules.encode_steps(20, 0.5))
-    assert part.steps == 10
+    assert part.steps == steps
     # LDM noises one step further than it starts from.
     assert part.image_scale < 1
 

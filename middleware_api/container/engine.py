@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from middleware_api.container import pictures
 from middleware_api.container.checkpoint import (
-    VAE_SCALE,
     Autoencoder,
     StableDiffusion,
     load_autoencoder,
     load_checkpoint,
 )
+from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS, VAE_SCALE
 from middleware_api.container.denoiser import Guided, Refined
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.hires import Target
@@ -29,7 +29,7 @@ from middleware_api.container.progress import Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest
 from middleware_api.container.roles import FileName, Roles
-from middleware_api.container.sampling import LATENT_CHANNELS, Pass, Start
+from middleware_api.container.sampling import Pass, Start
 from middleware_api.container.storage import sha256_of
 from middleware_api.container.upscalers import LatentUpscaler, Upscaler
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from middleware_api.container import pictures
+from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
 from middleware_api.container.denoiser import Denoise
 from middleware_api.container.infotext import seed_of
 from middleware_api.container.noise import PictureNoise
 from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.samplers import Sampler, Walk
 from middleware_api.container.schedules import Plan
-
-LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)

@@ -130,21 +130,24 @@ def sigma_plan(schedule: str, steps: int, discard_penultimate: bool, encode: int
 
 
 def ddim_plan(steps: int, encode: int | None) -> Plan:
-    """For DDIM and PLMS: LDM's timesteps (1, 1 + stride, ...), which may be one more than asked."""
+    """For DDIM and PLMS: from LDM's timesteps down to the first of them (1, 1 + stride, ...).
+
+    The WebUI walks between these, one step fewer than there are, and leaves the rest of the noise.
+    """
     timesteps = _ldm_timesteps(steps)
     if encode is None:
         return _variance_preserving(timesteps[::-1], None)
-    start = min(max(1, encode), len(timesteps) - 1)
-    return _variance_preserving(timesteps[:start][::-1] or [timesteps[0]], timesteps[start])
+    start = min(encode, len(timesteps) - 1)
+    return _variance_preserving(timesteps[:start][::-1] or timesteps[:1], timesteps[start])
 
 
 def unipc_plan(steps: int, encode: int | None) -> Plan:
     """For UniPC: evenly spaced in time down to timestep 0."""
     if encode is None:
-        return _variance_preserving([*np.linspace(TRAIN_STEPS - 1, 0, steps + 1)[:-1]], None)
+        return _variance_preserving([*np.linspace(TRAIN_STEPS - 1, 0, steps + 1)], None)
     timesteps = _ldm_timesteps(steps)
     start = min(max(1, encode), len(timesteps) - 1)
-    path = np.linspace(max(1, timesteps[start - 1] - 1), 0, start + 1)[:-1]
+    path = np.linspace(max(1, timesteps[start - 1] - 1), 0, start + 1)
     return _variance_preserving([*path], timesteps[start])
 
 
@@ -160,9 +163,9 @@ def _variance_preserving(timesteps: list[int] | list[float], noised_at: int | No
     Dividing by sqrt(a) turns one into the other. `noised_at` is the timestep to whose level an
     img2img latent is noised: LDM noises one step further than it starts from.
     """
-    sigmas = [*map(float, sigma_of(np.asarray(timesteps, dtype=np.float64))), SIGMA_MIN]
+    sigmas = [*map(float, sigma_of(np.asarray(timesteps, dtype=np.float64)))]
     start_alpha = 1 / (1 + sigmas[0] ** 2)
-    final = math.sqrt(float(ALPHAS_CUMPROD[0]))
+    final = math.sqrt(1 / (1 + sigmas[-1] ** 2))
     if noised_at is None:
         return Plan(tuple(sigmas), 1 / math.sqrt(start_alpha), final_scale=final)
     alpha = float(ALPHAS_CUMPROD[noised_at])
