@@ -43,7 +43,8 @@
     window.sdawsGenerate = async (tab) => {
         const pause = () => new Promise((done) => setTimeout(done, 100));
         await pause();
-        document.querySelector(`#${tab}_generate`).click();
+        document.querySelector(`#${tab}_generate`)?.click();
         await pause();
+        return []; // no inputs, for the step that follows
     };
 })();

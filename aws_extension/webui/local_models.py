@@ -14,6 +14,7 @@ from aws_extension.model_needs import LocalFile
 from middleware_api.contract import CheckpointType
 
 _EMBEDDING_EXTENSIONS = (".pt", ".bin", ".safetensors")
+_LORA_EXTENSIONS = (".pt", ".ckpt", ".safetensors")
 _CONTROLNET_EXTENSIONS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 
@@ -74,6 +75,12 @@ def _loras() -> Iterator[LocalFile]:
     networks: Mapping[str, Any] = getattr(sys.modules.get("networks"), "available_networks", {})
     for name, network in networks.items():
         yield from _file(CheckpointType.LORA, network.filename, (name, network.alias))
+    # It finds files that came after its last look when a prompt names them; so do we.
+    listed = {network.filename for network in networks.values()}
+    for option in ("lora_dir", "lyco_dir_backcompat"):
+        for path in _walk(getattr(shared.cmd_opts, option, None), _LORA_EXTENSIONS):
+            if path not in listed:
+                yield from _file(CheckpointType.LORA, path, ())
 
 
 def _hypernetworks() -> Iterator[LocalFile]:

@@ -110,11 +110,16 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
                 [ask, files],
                 show_progress="hidden",
             )
-        # The consent is for this one click: it is gone as soon as the generation has it.
+        # The consent is for this one click: the step that presses “Generate” takes it back. (A
+        # step after one of JavaScript alone would never run.)
         tab = "img2img" if is_img2img else "txt2img"
         upload.click(lambda: True, None, upload_now, show_progress="hidden").then(
-            None, None, None, _js=f"() => sdawsGenerate('{tab}')"
-        ).then(lambda: False, None, upload_now, show_progress="hidden")
+            lambda: False,
+            None,
+            upload_now,
+            _js=f"() => sdawsGenerate('{tab}')",
+            show_progress="hidden",
+        )
         return [enabled, checkpoint, endpoint, upload_missing, user, upload_now]
 
     def read_choice(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -42,23 +42,22 @@ def browser() -> Iterator[sync_api.Browser]:
         launched.close()
 
 
-@contextmanager
-def app(home: Path, url: str, token: str) -> Iterator[str]:
+def app(home: Path, url: str, token: str) -> AbstractContextManager[str]:
     """`python -m aws_extension` against a server; its address."""
+    return page_program(["-m", "aws_extension"], home, url, SDAWS_API_TOKEN=token)
+
+
+@contextmanager
+def page_program(program: list[str], home: Path, url: str, **environ: str) -> Iterator[str]:
+    """A Python program that serves pages, against a server; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environ = {
-        **os.environ,
-        "HOME": str(home),
-        "PYTHONPATH": str(REPOSITORY),
-        "SDAWS_API_URL": url,
-        "SDAWS_API_TOKEN": token,
-    }
+    fixed = {"PYTHONPATH": str(REPOSITORY), "SDAWS_API_URL": url}
     process = subprocess.Popen(
-        [sys.executable, "-m", "aws_extension", "--port", str(port)],
+        [sys.executable, *program, "--port", str(port)],
         cwd=home,
-        env=environ,
+        env={**os.environ, "HOME": str(home), **fixed, **environ},
         stdout=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"

@@ -208,6 +208,16 @@ def test_a_lora_that_is_nowhere_is_a_warning_as_in_the_webui(machine):
     assert warning.startswith("No LoRA 'lost' in the cloud or on this machine")
 
 
+def test_a_lora_that_came_after_the_hosts_last_look_is_found(machine, monkeypatch):
+    machine.lora("detail_v2", "detail", monkeypatch)
+    machine.file("Lora/sub/new.safetensors")
+    monkeypatch.setattr(machine.shared.cmd_opts, "lora_dir", str(machine.folder / "Lora"), False)
+    made = machine.run({"prompt": "<lora:new:1>"}, agreed=True)
+    assert made.models[LORA] == ["new.safetensors"]
+    local = importlib.import_module("aws_extension.webui.local_models").HostModels()
+    assert [f.path.name for f in local.of(LORA)] == ["detail_v2.safetensors", "new.safetensors"]
+
+
 @pytest.mark.parametrize("button", ["interrupted", "skipped", "stopping_generation"])
 def test_an_interrupted_upload_leaves_nothing_half_and_goes_on_later(machine, button):
     machine.checkpoint("mine.safetensors")

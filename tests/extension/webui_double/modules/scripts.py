@@ -7,12 +7,14 @@ class Script:
     filename = "extension/scripts/some.py"
     controls = None
     args_from = args_to = 0
+    is_img2img = False
 
     def title(self):
         raise NotImplementedError
 
     def elem_id(self, name):
-        return f"script_{self.title().lower()}_{name}"
+        tab = "img2img" if self.is_img2img else "txt2img"
+        return f"script_{tab}_{self.title().lower()}_{name}"
 
     def process(self, p, *args):
         pass
