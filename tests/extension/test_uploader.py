@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aws_extension import errors
-from aws_extension.uploader import UploadProgress, upload_checkpoint
+from aws_extension.uploader import Meter, UploadProgress, duration, upload_checkpoint
 from middleware_api.contract import CheckpointState, CheckpointType
 from tests.extension.fake_store import FakeStore
 
@@ -31,6 +31,23 @@ def test_a_file_arrives_whole_and_its_progress_is_told(fake_client, model):
     assert [p.phase for p in told][-2:] == ["finishing", "done"]
     assert {"hashing", "sending"} <= {p.phase for p in told}
     assert all(0 <= p.fraction <= 1 for p in told)
+
+
+def test_what_had_arrived_before_is_no_speed_of_ours(fake_time):
+    meter = Meter(1_000_000, fake_time, arrived=600_000)
+    fake_time.now = 1.0
+    meter.add(100_000)
+    progress = meter.progress()
+    assert (progress.done, progress.bytes_per_second) == (700_000, 100_000)
+    assert progress.describe() == "Sending 0.7 of 1.0 MB, 0.1 MB/s, 3 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")],
+)
+def test_times_are_told_as_people_say_them(seconds, told):
+    assert duration(seconds) == told
 
 
 def test_known_content_is_not_sent(fake_client, model):
