@@ -182,6 +182,7 @@ def test_both_passes_draw_each_pictures_own_noise(studio: Studio, sampler: str) 
         {"hr_sampler_name": "Heun"},
         {"hr_scheduler": "Karras"},
         {"hr_second_pass_steps": 2},
+        {"hr_cfg": 2},
         {"denoising_strength": 0.4},
         {"hr_upscaler": "Lanczos"},
     ],

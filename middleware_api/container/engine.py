@@ -193,27 +193,28 @@ class Engine:
         The refiner, if any, works in the last one alone: the WebUI's default.
         """
         hires = request.hires
-        main = self._guided(models.main, request, request.prompt, request.negative_prompt)
-        first = Pass(request.sampler, request.plan, main)
-        if hires is None:
-            positive, negative, last = request.prompt, request.negative_prompt, first
-        else:
-            positive, negative = hires.prompt, hires.negative_prompt
-            guess = self._guided(models.last, request, positive, negative)
-            last = Pass(hires.sampler, hires.plan, guess)
+        ask = _Ask(request.prompt, request.negative_prompt, request.clip_skip, request.cfg_scale)
+        first = Pass(request.sampler, request.plan, self._guided(models.main, ask))
+        last = first
+        if hires is not None:
+            ask = replace(
+                ask,
+                positive=hires.prompt,
+                negative=hires.negative_prompt,
+                cfg_scale=hires.cfg_scale,
+            )
+            last = Pass(hires.sampler, hires.plan, self._guided(models.last, ask))
         if models.refiner is not None and request.refiner is not None:
-            refiner = self._guided(models.refiner, request, positive, negative)
+            refiner = self._guided(models.refiner, ask)
             last = replace(last, denoise=Refined(last.denoise, refiner, request.refiner.switch_at))
         return [last] if hires is None or hires.first_picture is not None else [first, last]
 
-    def _guided(
-        self, model: StableDiffusion, request: GenerationRequest, positive: str, negative: str
-    ) -> Guided:
+    def _guided(self, model: StableDiffusion, ask: _Ask) -> Guided:
         towards, away = (
-            self._prompts.encode(model.text_encoder, prompt, request.clip_skip)
-            for prompt in (positive, negative)
+            self._prompts.encode(model.text_encoder, prompt, ask.clip_skip)
+            for prompt in (ask.positive, ask.negative)
         )
-        return Guided(model.unet, towards, away, request.cfg_scale, self._dtype)
+        return Guided(model.unet, towards, away, ask.cfg_scale, self._dtype)
 
     def _sample(
         self,
@@ -283,6 +284,16 @@ class Engine:
         """One at a time, so that a picture does not depend on its batch."""
         scaled = latent[None].to(self._dtype) / VAE_SCALE
         return pictures.to_picture(model.vae.decode(scaled).sample[0])
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What a pass is to show."""
+
+    positive: str
+    negative: str
+    clip_skip: int
+    cfg_scale: float
 
 
 @dataclass

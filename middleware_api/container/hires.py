@@ -48,6 +48,7 @@ class HiresRequest:
     steps: int
     steps_given: bool
     denoising_strength: float
+    cfg_scale: float
     sampler: Sampler
     schedule: str
     prompt: str
@@ -86,6 +87,7 @@ class FirstPass:
     sampler_name: str
     schedule: str
     steps: int
+    cfg_scale: float
     width: int
     height: int
 
@@ -111,6 +113,7 @@ def parse_hires(fields: Fields, first: FirstPass) -> HiresRequest | None:
         steps=steps or first.steps,
         steps_given=steps > 0,
         denoising_strength=fields.number("denoising_strength", 0.75, 0, 1),
+        cfg_scale=fields.number("hr_cfg", first.cfg_scale, 0, contract.CFG_SCALE_MAX),  # Forge's
         sampler=sampler,
         schedule=schedule,
         prompt=fields.prompt("hr_prompt") or first.prompt,

@@ -70,6 +70,8 @@ def _hires(
         extra["Hires upscale"] = _number(hires.scale)
     else:
         extra["Hires resize"] = f"{hires.resize[0]}x{hires.resize[1]}"
+    if hires.cfg_scale != request.cfg_scale:
+        extra["Hires CFG Scale"] = _number(hires.cfg_scale)
     if hires.steps_given:
         extra["Hires steps"] = hires.steps
     if hires.upscaler_given:

@@ -143,11 +143,12 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "infotext": (None, ""),
 }
 
-# Fields that change no picture here: they steer the WebUI's own folders and answers.
+# Fields that change no picture here: they steer the WebUI's own folders and answers, or what
+# only Forge's other architectures read.
 _WITHOUT_EFFECT = {
     *("override_settings_restore_afterwards", "do_not_save_samples", "do_not_save_grid"),
     *("send_images", "save_images", "include_init_images", "force_task_id"),
-    "disable_extra_networks",
+    *("disable_extra_networks", "distilled_cfg_scale"),
 }
 _USED = {
     *("prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "sampler_name"),
@@ -157,7 +158,7 @@ _USED = {
     *("inpaint_full_res", "inpaint_full_res_padding", "resize_mode", "override_settings"),
     *("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_upscaler", "firstpass_image"),
     *("hr_second_pass_steps", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler"),
-    *("hr_prompt", "hr_negative_prompt", "refiner_checkpoint", "refiner_switch_at"),
+    *("hr_prompt", "hr_negative_prompt", "hr_cfg", "refiner_checkpoint", "refiner_switch_at"),
     *("clip_skip", "CLIP_stop_at_last_layers", "alwayson_scripts"),
     # the middleware's own, beside the WebUI's
     *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
@@ -189,6 +190,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         sampler_name=sampler.name,
         schedule=schedule,
         steps=fields.integer("steps", 50, 1, contract.STEPS_MAX),
+        cfg_scale=fields.number("cfg_scale", 7, 0, contract.CFG_SCALE_MAX),
         width=fields.integer("width", 512, contract.SIZE_MIN, contract.SIZE_MAX),
         height=fields.integer("height", 512, contract.SIZE_MIN, contract.SIZE_MAX),
     )
@@ -202,7 +204,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         sampler=sampler,
         schedule=schedule,
         steps=first.steps,
-        cfg_scale=fields.number("cfg_scale", 7, 0, contract.CFG_SCALE_MAX),
+        cfg_scale=first.cfg_scale,
         width=first.width,
         height=first.height,
         batch_size=fields.integer("batch_size", 1, 1, contract.BATCH_SIZE_MAX),
