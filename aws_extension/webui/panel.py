@@ -237,6 +237,10 @@ def build_tab() -> list[tuple[gr.Blocks, str, str]]:
     access = host_access()
     with gr.Blocks(analytics_enabled=False) as blocks, gr.Tabs(selected=first_page(access)):
         build_pages(access, collect.WebUIHost())
+    for control in blocks.blocks.values():
+        # Else the WebUI keeps what a control showed first, an old server's URL too, and shows it
+        # again after the next start.
+        control.do_not_save_to_config = True
     return [(blocks, "Cloud", "sdaws_cloud")]
 
 

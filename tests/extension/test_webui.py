@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from aws_extension import errors
+from aws_extension.pages import jobs
 from tests.extension.pretend_cloud import decode
 from tests.extension.webui_host import host as host  # a fixture
 
@@ -203,3 +206,32 @@ def test_loading_asks_nothing_of_the_server(host):
     ((_, title, _),) = host.callbacks.ui_tabs[0]()
     assert title == "Cloud"
     assert host.transport.sent == []
+
+
+def test_the_webui_keeps_nothing_of_what_the_tab_shows(host):
+    ((blocks, _, _),) = host.callbacks.ui_tabs[0]()
+    assert all(control.do_not_save_to_config for control in blocks.blocks.values())
+
+
+def test_the_tabs_routes_are_added_to_each_app_that_the_webui_starts(host):
+    for _ in range(2):
+        host.callbacks.script_unloaded_callback()
+        host.load()
+        host.load()
+        app = FastAPI()
+        for started in host.callbacks.started:
+            started(None, app)
+        ours = [route.path for route in app.routes if route.path.startswith("/sdaws/state")]
+        assert len(ours) == 1
+
+
+def test_a_collected_job_is_saved_as_the_webui_saves(host):
+    access = host.panel_module.host_access()
+    host.shared.opts.outdir_samples = str(host.folder / "collected")
+    host.process_images(host.p(prompt="a circle", seed=40, batch_size=2))
+    saved = jobs.collect(access, host.panel_module.collect.WebUIHost(), "job-1", "")
+    assert [Path(path).parent.name for path in saved] == ["collected"] * 2
+    assert [Path(path).stem[-7:] for path in saved] == ["40-demo", "41-demo"]
+    with Image.open(saved[1]) as picture:
+        assert "Seed: 41" in picture.info["parameters"]
+    assert access.collected.has("job-1")

@@ -28,6 +28,7 @@ def save_image(image, path, basename, seed=None, prompt=None, extension="png", i
     text.add_text("parameters", info)
     image.save(os.path.join(path, name), pnginfo=text)
     saved.append(os.path.join(path, name))
+    return saved[-1], None
 
 
 def image_grid(images, batch_size=1):
