@@ -135,7 +135,11 @@ class WaitStatus:
 
 
 def _eta(job: InferenceJob) -> str:
-    return "" if job.eta_seconds is None else f", about {max(1, round(job.eta_seconds))} s left"
+    if job.eta_seconds is None:
+        return ""
+    if job.eta_seconds >= 120:
+        return f", about {job.eta_seconds / 60:.0f} min left"
+    return f", about {max(1, round(job.eta_seconds))} s left"
 
 
 class CloudClient:

@@ -142,8 +142,8 @@ def details(
             )
     if missing:
         parts.append(html.notice("bad", "Its pictures are not there any more.", Value(missing)))
-    for path in access.collected.files(job.id):
-        parts.append(f"<div class='sdaws-dim'>{html.words('Saved as', Value(path))}</div>")
+    for folder in dict.fromkeys(str(Path(path).parent) for path in access.collected.files(job.id)):
+        parts.append(f"<div class='sdaws-dim'>{html.words('Saved in', Value(folder))}</div>")
     if output is not None:
         if output.warnings:
             parts.append(html.notice("busy", *map(Value, output.warnings)))
@@ -161,7 +161,7 @@ def _head(job: InferenceJob) -> str:
         ("Machine", Value(job.instance_type or "–")),
         ("Started", Value(html.when(job.started_at))),
         ("Took", Value("".join(_took(job)) or "–")),
-        ("Cost, about", Value("".join(_cost(job)) or "–")),
+        ("Cost, about", "nothing" if job.estimated_cost == 0 else Value(*(_cost(job) or ["–"]))),
     ]
     title = f"<span class='sdaws-value sdaws-title'>{html.escape(job.task)}</span>"
     return f"<div class='sdaws-line'>{html.badge(kind, word)}{title}</div>{html.facts(*rows)}"
@@ -327,7 +327,7 @@ def build(access: CloudAccess, host: Host) -> None:
                 client.cancel_job(job_id)
             elif act == "collect":
                 saved = collect(access, host, job_id, user)
-                said = html.notice("good", "Pictures saved here:", Value(str(len(saved))))
+                said = html.notice("good", ("Pictures saved here:", Value(str(len(saved)))))
             elif act == "delete":
                 client.delete_job(job_id)
                 access.forget_job(job_id, user)
