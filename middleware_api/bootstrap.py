@@ -14,6 +14,7 @@ from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.events import Services
 from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
+from middleware_api.services.job_files import JobFiles
 from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
 from middleware_api.services.training import TrainingService
@@ -43,9 +44,10 @@ def make_services(
         records, objects, imports, fetcher, checkpoint_service, clock, new_id
     )
     endpoint_service = EndpointService(records, endpoints, clock, new_id)
+    job_files = JobFiles(objects)
     inference_service = InferenceService(
         records,
-        objects,
+        job_files,
         endpoints,
         checkpoint_service,
         endpoint_service,
@@ -77,5 +79,5 @@ def make_services(
         models=model_service,
         training=training_service,
         access=access_service,
-        webui=WebUiService(records, inference_service, WebUiModels(checkpoint_service)),
+        webui=WebUiService(records, inference_service, job_files, WebUiModels(checkpoint_service)),
     )

@@ -70,7 +70,7 @@ def test_a_failure_keeps_the_reason_and_the_pictures_made_before(world: World) -
     failed = world.job(job)
     assert (failed.state, failed.error) == (InferenceState.FAILED, "out of memory")
     assert failed.image_names == ("image_9.png", "image_10.png")
-    assert len(world.services.inference.image_urls(failed)) == 2
+    assert len(world.services.inference.files.image_urls(failed)) == 2
 
 
 def test_a_cancel_that_the_worker_did_not_answer_is_still_a_cancel(world: World) -> None:

@@ -385,7 +385,7 @@ def test_progress_is_that_of_the_callers_own_latest_job(world: World, client: Te
     assert not state["interrupted"]
     assert client.get("/sdapi/v1/progress").json() == idle, "an admin sees its own too"
     assert client.post("/sdapi/v1/skip").json() is None
-    assert not world.services.inference.is_cancelling(job), "nor does it stop others'"
+    assert not world.services.inference.files.is_cancelling(job), "nor does it stop others'"
     client.post("/sdapi/v1/skip", headers=anna)
     without = client.get("/sdapi/v1/progress?skip_current_image=true", headers=anna).json()
     assert (without["current_image"], without["state"]["interrupted"]) == (None, True)

@@ -88,12 +88,12 @@ def inference_router(
     @router.get("/inference/get-inference-job-image-output", **needs(Scope.INFER, 404, 409))
     async def get_inference_job_image_output(caller: JobCaller, job_id: JobId) -> list[str]:
         """Presigned URLs of the pictures."""
-        return service.image_urls(service.get(caller, job_id))
+        return service.files.image_urls(service.get(caller, job_id))
 
     @router.get("/inference/get-inference-job-param-output", **needs(Scope.INFER, 404, 409))
     async def get_inference_job_param_output(caller: JobCaller, job_id: JobId) -> list[str]:
         """A presigned URL of the parameters and info."""
-        return service.param_urls(service.get(caller, job_id))
+        return service.files.param_urls(service.get(caller, job_id))
 
     @router.post("/inference/v2", **needs(Scope.INFER, 404, 409, 413, 429, 501))
     async def submit_inference(
@@ -127,7 +127,7 @@ def inference_router(
             return _submitted(service.run(job, {}))
         # Up to hundreds of MB of pictures: not on the event loop.
         uploaded = await to_thread.run_sync(
-            lambda: _uploaded_body(service.uploaded_params(job), job)
+            lambda: _uploaded_body(service.files.uploaded_params(job), job)
         )
         return _submitted(service.run(job, _document(uploaded)))
 
@@ -209,7 +209,7 @@ def _stored_body(service: InferenceService, job: InferenceJob) -> InferenceBody:
             "one again.",
             "not_submittable",
         )
-    return _uploaded_body(service.stored_params(job), job)
+    return _uploaded_body(service.files.stored_params(job), job)
 
 
 def _uploaded_body(content: bytes, job: InferenceJob) -> InferenceBody:

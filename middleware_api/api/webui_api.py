@@ -84,12 +84,6 @@ def webui_router(
         body: Txt2ImgBody | Img2ImgBody,
         idempotency_key: str | None,
     ) -> PicturesAnswer:
-        if body.script_name:
-            raise InvalidRequest(
-                f"the script '{body.script_name}' runs inside a WebUI, not here: leave "
-                "script_name away, or send its pictures' requests one by one",
-                ("body", "script_name"),
-            )
         asked = picture_request(task, body)
         job = await to_thread.run_sync(service.submit, caller, asked, idempotency_key)
         result = await finished(caller, request, job)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from middleware_api.api.wire import GenerationFields, Name, Prompt
 from middleware_api.contract import SIZE_MAX, TaskType
@@ -23,6 +23,20 @@ _ENLARGED_MAX = 4 * SIZE_MAX
 
 # A name, or a title with its hash.
 Wording = Annotated[str, Field(max_length=300)]
+
+
+def _no_script(title: str) -> str:
+    if title:
+        raise ValueError(
+            "scripts run inside a WebUI, not here: leave it empty, and send the requests that the "
+            "script would make one by one"
+        )
+    return title
+
+
+NoScript = Annotated[
+    str, AfterValidator(_no_script), WithJsonSchema({"type": "string", "maxLength": 0})
+]
 ClipSkip = Annotated[int, Field(ge=1, le=CLIP_SKIP_MAX)]
 
 
@@ -54,7 +68,7 @@ class PictureFields(GenerationFields):
     hr_checkpoint_name: Wording | None = None
     override_settings: OverrideSettings | None = None
     alwayson_scripts: dict[str, AlwaysOnScript] | None = None
-    script_name: Annotated[str, Field(max_length=300)] | None = None
+    script_name: NoScript | None = None
     send_images: bool = True
 
 

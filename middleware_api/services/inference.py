@@ -18,15 +18,12 @@ from middleware_api.contract import (
     InferenceState,
     Invocation,
     InvocationResult,
-    Outcome,
-    Progress,
     TaskType,
 )
 from middleware_api.errors import Conflict, NotFound, ServiceError, Unavailable
 from middleware_api.ports import (
     Endpoints,
     InvocationFinished,
-    Objects,
     Page,
     Records,
 )
@@ -35,12 +32,12 @@ from middleware_api.services.access import AccessService, Principal, token_user
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
 from middleware_api.services.idempotency import claim_id
+from middleware_api.services.job_files import JobFiles, require_final
 
 logger = logging.getLogger(__name__)
 
 # How often the compute side is asked about a job that has said nothing.
 RECONCILE_SECONDS = 60.0
-RESULT_URL_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True)
@@ -75,21 +72,13 @@ class JobProgress:
     total_steps: int = 0
 
 
-@dataclass(frozen=True)
-class Made:
-    """How pictures were made: the fields of the request, and `info`, a JSON document in a text."""
-
-    parameters: dict[str, object]
-    info: str
-
-
 class InferenceService:
-    """Inference jobs: submit, watch, cancel, collect."""
+    """Inference jobs: submit, watch, cancel. What they have written is in `files`."""
 
     def __init__(
         self,
         records: Records,
-        objects: Objects,
+        files: JobFiles,
         endpoints: Endpoints,
         checkpoint_service: CheckpointService,
         endpoint_service: EndpointService,
@@ -98,7 +87,7 @@ class InferenceService:
         new_id: Callable[[], str],
     ) -> None:
         self._records = records
-        self._objects = objects
+        self.files = files
         self._endpoints = endpoints
         self._checkpoint_service = checkpoint_service
         self._endpoint_service = endpoint_service
@@ -127,7 +116,7 @@ class InferenceService:
     ) -> InferenceJob:
         """Queue a finished job's request again, as a new job; at any endpoint when the one that
         it named is gone. Raises what `submit` raises."""
-        self._require_final(job)
+        require_final(job)
         body = {"rerun_of": job.id, **request.body}
         if request.endpoint_name is not None:
             try:
@@ -152,7 +141,7 @@ class InferenceService:
             state=InferenceState.IN_PROGRESS,
             check_at=self._clock() + RECONCILE_SECONDS,
         )
-        self._write_params(job, body)
+        self.files.write_params(job, body)
         self._records.add(job)
         return self._begin(job)
 
@@ -166,31 +155,7 @@ class InferenceService:
         if job is None:
             job = self.new_job(caller, job_id, request)
             self._records.add(job)
-        key = contract.params_key(job.task_type, job.id)
-        return job, self._objects.presigned_put(key, UPLOAD_URL_SECONDS)
-
-    def uploaded_params(self, job: InferenceJob) -> bytes:
-        """The body that was put for a prepared job. Raises Conflict when there is none."""
-        key = contract.params_key(job.task_type, job.id)
-        if self._objects.size(key) is None:
-            raise Conflict(
-                f"The body of job '{job.id}' has not arrived. PUT it to the job's "
-                "api_params_s3_upload_url first.",
-                "params_missing",
-            )
-        return self._objects.read(key)
-
-    def stored_params(self, job: InferenceJob) -> bytes:
-        """The body that a finished job was run with. Raises Conflict before its end, NotFound
-        when it never had one."""
-        self._require_final(job)
-        try:
-            return self._objects.read(contract.params_key(job.task_type, job.id))
-        except NotFound as error:
-            raise NotFound(
-                f"Job '{job.id}' has ended without a request. Submit a new one.",
-                "params_missing",
-            ) from error
+        return job, self.files.params_put_url(job)
 
     def run(self, job: InferenceJob, body: dict[str, object]) -> InferenceJob:
         """Start a prepared job with its checked body."""
@@ -202,7 +167,7 @@ class InferenceService:
                 "new one.",
                 "job_not_created",
             )
-        self._write_params(job, body)
+        self.files.write_params(job, body)
         job = self._records.update(
             replace(
                 job,
@@ -261,7 +226,7 @@ class InferenceService:
         if job.state is InferenceState.CREATED:
             return JobProgress(0.0, None, None, None, "waiting for its body")
         position = self._endpoints.queue_position(job.id)
-        written = None if position else self._written_progress(job)
+        written = None if position else self.files.progress(job)
         if written is None:
             waiting = "starting" if position == 0 else "waiting for an instance"
             return JobProgress(0.0, position, None, None, waiting)
@@ -269,12 +234,11 @@ class InferenceService:
         if written["fraction"] > 0:
             elapsed = written["updated_at"] - written["started_at"]
             eta = max(0.0, elapsed / written["fraction"] - (self._clock() - written["started_at"]))
-        preview = contract.preview_key(job.id) if written["has_preview"] else None
         return JobProgress(
             fraction=written["fraction"],
             queue_position=0,
             eta_seconds=eta,
-            preview_url=self._objects.presigned_get(preview, 3600) if preview else None,
+            preview_url=self.files.preview_url(job) if written["has_preview"] else None,
             phase=written["phase"],
             started_at=written["started_at"],
             step=written["step"],
@@ -288,48 +252,6 @@ class InferenceService:
             return None
         return max(0.0, (job.completed_at or self._clock()) - started)
 
-    def image_urls(self, job: InferenceJob) -> list[str]:
-        """Where the pictures are; those made before a failure or a cancel too."""
-        return [
-            self._objects.presigned_get(key, RESULT_URL_SECONDS) for key in self._image_keys(job)
-        ]
-
-    def param_urls(self, job: InferenceJob) -> list[str]:
-        """Where the job's parameters and info are; empty when it never made a picture."""
-        self._require_final(job)
-        key = contract.param_output_key(job.id)
-        if self._objects.size(key) is None:
-            return []
-        return [self._objects.presigned_get(key, RESULT_URL_SECONDS)]
-
-    def pictures_size(self, job: InferenceJob) -> int:
-        """Bytes of a finished job's pictures."""
-        return sum(self._objects.size(key) or 0 for key in self._image_keys(job))
-
-    def pictures(self, job: InferenceJob) -> list[bytes]:
-        """A finished job's pictures, in order."""
-        return [self._objects.read(key) for key in self._image_keys(job)]
-
-    def made(self, job: InferenceJob) -> Made:
-        """What a finished job's pictures were made by; empty when it never got that far."""
-        self._require_final(job)
-        try:
-            document = json.loads(self._objects.read(contract.param_output_key(job.id)))
-        except NotFound:
-            return Made({}, "{}")
-        return Made(document["parameters"], document["info"])
-
-    def preview(self, job: InferenceJob) -> bytes | None:
-        """A small JPEG of a running job's latest step; None while there is none."""
-        try:
-            return self._objects.read(contract.preview_key(job.id))
-        except NotFound:
-            return None
-
-    def is_cancelling(self, job: InferenceJob) -> bool:
-        """Whether its worker has been asked to stop."""
-        return self._objects.size(contract.cancel_key(job.id)) is not None
-
     def cancel(self, job: InferenceJob) -> InferenceJob:
         """Stop a job: at once if no instance has begun it, else within one sampler step.
 
@@ -339,7 +261,7 @@ class InferenceService:
             return job
         if job.state is InferenceState.CREATED:
             return self._finish(job, InferenceState.CANCELLED)
-        self._objects.write(contract.cancel_key(job.id), b"")
+        self.files.ask_to_cancel(job)
         withdrawn = self._endpoints.withdraw(job.id)
         job = self._records.get(InferenceJob, job.id)
         return self._finish(job, InferenceState.CANCELLED) if withdrawn else job
@@ -352,10 +274,7 @@ class InferenceService:
                 "job_not_finished",
             )
         # The record goes last: a deletion that was cut short can be asked for again.
-        self._objects.delete_all(contract.output_prefix(job.id))
-        self._objects.delete_all(
-            contract.params_key(job.task_type, job.id).rpartition("/")[0] + "/"
-        )
+        self.files.forget(job)
         self._records.remove(job)
 
     def starting(self, job_id: str) -> bool:
@@ -363,10 +282,10 @@ class InferenceService:
         job = self.existing(job_id)
         if job is None or job.state is not InferenceState.IN_PROGRESS:
             return False
-        if self._objects.size(contract.cancel_key(job.id)) is not None:
+        if self.files.is_cancelling(job):
             self._finish(job, InferenceState.CANCELLED)
             return False
-        if (outcome := self._written_outcome(job)) is not None:
+        if (outcome := self.files.outcome(job)) is not None:
             # The job was run, and we died before we could note it.
             self.finished(outcome)
             return False
@@ -388,11 +307,11 @@ class InferenceService:
         )
         job = replace(job, compute_event=raw)
         if event.result is None:
-            cancelled = self._objects.size(contract.cancel_key(job.id)) is not None
+            cancelled = self.files.is_cancelling(job)
             state = InferenceState.CANCELLED if cancelled else InferenceState.FAILED
             self._finish(job, state, error=event.failure or "")
             return
-        self._write_result(job, event.result)
+        self.files.write_result(job, event.result)
         if job.task_type is TaskType.MERGE:
             self._adopt_merged(job, event.result)
         elif job.checkpoints:  # a job without any leaves in memory what was there
@@ -408,7 +327,7 @@ class InferenceService:
                 error="Its body was never uploaded, or it was never run, within "
                 f"{UPLOAD_URL_SECONDS // 3600} hours.",
             )
-        elif (outcome := self._written_outcome(job)) is not None:
+        elif (outcome := self.files.outcome(job)) is not None:
             self.finished(outcome)
         elif self._endpoint_service.is_gone(job.endpoint_id):
             self.finished(
@@ -457,10 +376,6 @@ class InferenceService:
             instance_type=endpoint.instance_type,
             checkpoints=checkpoints,
         )
-
-    def _write_params(self, job: InferenceJob, body: dict[str, object]) -> None:
-        key = contract.params_key(job.task_type, job.id)
-        self._objects.write(key, json.dumps(body).encode())
 
     def _begin(self, job: InferenceJob) -> InferenceJob:
         """Queue a job that has been noted. Raises Conflict when the endpoint refuses it."""
@@ -512,10 +427,7 @@ class InferenceService:
             self._checkpoint_service.drop_unless_adopted(
                 contract.merged_checkpoint_id(job.id), CheckpointType.STABLE_DIFFUSION
             )
-        prefix = f"{contract.output_prefix(job.id)}result/"
-        names = [key.removeprefix(prefix) for key in self._objects.keys(prefix)]
-        written = self._written_progress(job) if job.started_at is None else None
-        images = sorted((n for n in names if not n.endswith(".json")), key=_image_index)
+        written = self.files.progress(job) if job.started_at is None else None
         done = self._records.update(
             replace(
                 job,
@@ -524,54 +436,9 @@ class InferenceService:
                 started_at=job.started_at if written is None else written["started_at"],
                 completed_at=self._clock(),
                 check_at=None,
-                image_names=tuple(images),
+                image_names=self.files.image_names(job),
                 error=error,
             )
         )
         logger.info("job %s %s", job.id, state.value)
         return done
-
-    def _write_result(self, job: InferenceJob, result: InvocationResult) -> None:
-        document = {
-            "parameters": result["parameters"],
-            "info": result["info"],
-            "endpoint_name": job.endpoint_name,
-            "inference_id": job.id,
-            "sagemaker": {"status": result["status"], "images": result["images"]},
-        }
-        self._objects.write(contract.param_output_key(job.id), json.dumps(document).encode())
-
-    def _written_progress(self, job: InferenceJob) -> Progress | None:
-        try:
-            progress: Progress = json.loads(self._objects.read(contract.progress_key(job.id)))
-        except NotFound:
-            return None
-        # What an earlier, killed run of this job wrote says nothing of this one.
-        if job.started_at is not None and progress["updated_at"] < job.started_at:
-            return None
-        return progress
-
-    def _written_outcome(self, job: InferenceJob) -> InvocationFinished | None:
-        try:
-            outcome: Outcome = json.loads(self._objects.read(contract.outcome_key(job.id)))
-        except NotFound:
-            return None
-        return InvocationFinished(job.id, result=outcome["result"], failure=outcome["failure"])
-
-    def _image_keys(self, job: InferenceJob) -> list[str]:
-        self._require_final(job)
-        prefix = f"{contract.output_prefix(job.id)}result/"
-        return [prefix + name for name in job.image_names]
-
-    def _require_final(self, job: InferenceJob) -> None:
-        if job.state not in INFERENCE_FINAL:
-            raise Conflict(
-                f"Job '{job.id}' is {job.state.value}. Its pictures can be fetched when it is "
-                "finished; ask GET /inference/get-inference-job until then.",
-                "job_not_finished",
-            )
-
-
-def _image_index(name: str) -> tuple[int, str]:
-    digits = "".join(ch for ch in name if ch.isdigit())
-    return (int(digits or 0), name)

@@ -15,6 +15,7 @@ from middleware_api.services.inference import (
     InferenceService,
     JobProgress,
 )
+from middleware_api.services.job_files import JobFiles
 from middleware_api.services.webui_models import WebUiModels, WeightsFile
 
 CHECKPOINT_OPTION = "sd_model_checkpoint"
@@ -74,11 +75,16 @@ class WebUiService:
     """What the routes under `/sdapi/v1` do."""
 
     def __init__(
-        self, records: Records, inference_service: InferenceService, models: WebUiModels
+        self,
+        records: Records,
+        inference_service: InferenceService,
+        job_files: JobFiles,
+        models: WebUiModels,
     ) -> None:
         self.models = models
         self._records = records
         self._inference = inference_service
+        self._files = job_files
 
     def submit(
         self, caller: Principal, request: PictureRequest, idempotency_key: str | None
@@ -127,14 +133,14 @@ class WebUiService:
             some = " Pictures that it made before are kept" if job.image_names else ""
             where = f"{some}: {_where(job)}." if some else ""
             raise Conflict(f"Job '{job.id}' has failed. {job.error}{where}", "job_failed")
-        if most_bytes is not None and self._inference.pictures_size(job) > most_bytes:
+        if most_bytes is not None and self._files.pictures_size(job) > most_bytes:
             raise TooLarge(
                 f"The pictures of job '{job.id}' are larger than an answer may be here. They are "
                 f"kept: {_where(job)}.",
                 "answer_too_large",
             )
-        made = self._inference.made(job)
-        return Finished(self._inference.pictures(job), made.parameters, made.info)
+        made = self._files.made(job)
+        return Finished(self._files.pictures(job), made.parameters, made.info)
 
     def running(self, caller: Principal, with_picture: bool) -> Running | None:
         """The caller's latest job that waits or runs; None when there is none."""
@@ -146,8 +152,8 @@ class WebUiService:
         return Running(
             job,
             progress,
-            self._inference.is_cancelling(job),
-            self._inference.preview(job) if with_picture and progress.step else None,
+            self._files.is_cancelling(job),
+            self._files.preview(job) if with_picture and progress.step else None,
         )
 
     def interrupt(self, caller: Principal) -> None:

@@ -51,17 +51,8 @@ def filter_query(_context: Any, query: Any) -> bool:
 
 @schemathesis.hook
 def filter_body(_context: Any, body: Any) -> bool:
-    """Names are bounded in bytes; pictures are sampled with a checkpoint."""
-    return _has_its_checkpoint(body) and all(
-        len(text.encode(errors="replace")) <= 255 for text in _texts(body)
-    )
-
-
-def _has_its_checkpoint(body: Any) -> bool:
-    if not isinstance(body, Mapping) or body.get("task_type") not in ("txt2img", "img2img"):
-        return True
-    models = body.get("models")
-    return not isinstance(models, Mapping) or bool(models.get("Stable-diffusion"))
+    """Names are bounded in bytes."""
+    return all(len(text.encode(errors="replace")) <= 255 for text in _texts(body))
 
 
 def _texts(value: Any) -> list[str]:
