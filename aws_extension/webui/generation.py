@@ -20,6 +20,7 @@ from PIL import Image
 
 from aws_extension.access import open_picture
 from aws_extension.client import CloudClient, WaitStatus
+from aws_extension.collected import CollectedJobs
 from aws_extension.errors import CloudError
 from aws_extension.fan_out import FanOut, Job, Order, Result
 from aws_extension.infotext import parameters_of
@@ -71,17 +72,24 @@ class Share:
 class Generation:
     """Takes orders in the order of their pictures, and settles them in that order.
 
-    `state_folder` is where unfinished uploads are remembered. `gaps_allowed` is for scripts that
-    show a black cell for a picture that failed, and go on. As a context it leaves no job behind:
-    whatever ends it, what was made until then is saved.
+    `state_folder` is where unfinished uploads are remembered, `collected` the jobs whose pictures
+    have come home. `gaps_allowed` is for scripts that show a black cell for a picture that failed,
+    and go on. As a context it leaves no job behind: whatever ends it, what was made until then is
+    saved.
     """
 
     def __init__(
-        self, client: CloudClient, state_folder: Path, at_once: int, gaps_allowed: bool = False
+        self,
+        client: CloudClient,
+        state_folder: Path,
+        collected: CollectedJobs,
+        at_once: int,
+        gaps_allowed: bool = False,
     ) -> None:
         self.client = client
         self.state_folder = state_folder
         self.failure: CloudError | None = None
+        self._collected = collected
         self._made = 0
         self._at_once = at_once
         self._gaps_allowed = gaps_allowed
@@ -261,6 +269,8 @@ class Generation:
         with overridden_options(p):
             for number in range(len(share.images)):
                 self._finish_picture(share, number, result)
+        if share.images and result.job is not None:
+            self._collected.add(result.job.id)
 
     def _finish_picture(self, share: Share, number: int, result: Result) -> None:
         p, in_batch, picture = share.batch.p, share.first + number, share.pictures[number]

@@ -137,7 +137,8 @@ class Interceptor:
         client = self.access.client(_user(p, choice))
         at_once = jobs_at_once(client.list_endpoints(), choice.endpoint)
         folder, gaps_allowed = self.access.state_folder, host_scripts.gaps_allowed(script)
-        with Generation(client, folder, at_once, gaps_allowed) as generation:
+        collected = self.access.collected
+        with Generation(client, folder, collected, at_once, gaps_allowed) as generation:
             self.running.generation = generation
             try:
                 processed = work(generation)

@@ -220,6 +220,13 @@ def test_a_disk_that_takes_nothing_is_told_and_the_job_stays_to_be_collected(stu
     assert not studio.access.collected.has(job_id)
 
 
+def test_a_note_that_cannot_be_written_costs_nothing(tmp_path):
+    (tmp_path / "collected").write_text("a file where the folder would be")
+    collected = CollectedJobs(tmp_path / "collected")
+    collected.add("job-1")
+    assert not collected.has("job-1")
+
+
 # Endpoints
 
 NOW = datetime(2026, 1, 2, 5, 4, 5, tzinfo=timezone.utc)

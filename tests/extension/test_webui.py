@@ -225,6 +225,13 @@ def test_the_tabs_routes_are_added_to_each_app_that_the_webui_starts(host):
         assert len(ours) == 1
 
 
+def test_pictures_that_came_home_are_not_offered_to_be_collected(host):
+    host.process_images(host.p(n_iter=2))
+    collected = host.panel_module.host_access().collected
+    assert [collected.has(job.id) for job in host.cloud.jobs] == [True, True]
+    assert not collected.has("another")
+
+
 def test_a_collected_job_is_saved_as_the_webui_saves(host):
     access = host.panel_module.host_access()
     host.shared.opts.outdir_samples = str(host.folder / "collected")
