@@ -16,8 +16,7 @@ export OMP_NUM_THREADS ?= 1
 export WEBUI_DIR
 
 .PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-webui \
-	check-forge check-deploy deploy \
-	undeploy python clean
+	check-forge check-deploy deploy undeploy python clean
 
 demo: .venv/ready
 	.venv/bin/python -m middleware_api.demo
