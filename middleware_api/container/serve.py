@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from middleware_api.container.engine import Engine
 from middleware_api.container.errors import ContainerError, StorageUnreachable, Unauthorized
-from middleware_api.container.job import JobRunner, parse_invocation
+from middleware_api.container.job import JobRunner, Task, parse_invocation
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.storage import FolderStorage, Storage
 from middleware_api.container.tasks import tasks_of
@@ -176,7 +176,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(
+    arguments: list[str] | None = None, tasks: Callable[[Engine], Mapping[str, Task]] = tasks_of
+) -> None:
     """Runs until SIGTERM, SIGINT or, with --exit-with-parent, the end of stdin."""
     parser = argparse.ArgumentParser(prog="python -m middleware_api.container.serve")
     parser.add_argument("--host", default="127.0.0.1")
@@ -201,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stopping = threading.Event()
     engine = Engine(device, settings.cache_bytes, PromptEncoder())
-    runner = JobRunner(tasks_of(engine), open_storage(settings.objects), stopping)
+    runner = JobRunner(tasks(engine), open_storage(settings.objects), stopping)
     listener = socket.create_server((options.host, options.port))
     url = f"http://{options.host}:{listener.getsockname()[1]}"
     config = uvicorn.Config(

@@ -16,7 +16,7 @@ from middleware_api.embedded.imports import ThreadImports
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.records import SqliteRecords
-from middleware_api.embedded.worker import WorkerSettings
+from middleware_api.embedded.worker import CONTAINER_PROGRAM, WorkerSettings
 from middleware_api.fetching import Fetcher, FetchPolicy
 from middleware_api.no_training import NoTrainingJobs
 from middleware_api.records import Endpoint
@@ -86,8 +86,11 @@ class Embedded:
                 logger.exception("reconciling")
 
 
-def embedded(settings: Settings, base_url: str) -> Embedded:
-    """The middleware of one machine, not started yet. `base_url` is where its server listens."""
+def embedded(
+    settings: Settings, base_url: str, worker_program: str = CONTAINER_PROGRAM
+) -> Embedded:
+    """The middleware of one machine, not started yet. `base_url` is where its server listens,
+    `worker_program` what its workers run."""
     database = Database(settings.data_dir / "middleware.sqlite3")
     records = SqliteRecords(database, time.time)
     objects = FolderObjects(
@@ -101,7 +104,9 @@ def embedded(settings: Settings, base_url: str) -> Embedded:
     def worker_settings(workers: int) -> WorkerSettings:
         # More threads than cores made two workers eighteen times slower.
         threads = max(1, (os.cpu_count() or 1) // workers)
-        return WorkerSettings(objects.root, threads, job_seconds=settings.job_seconds)
+        return WorkerSettings(
+            objects.root, threads, job_seconds=settings.job_seconds, program=worker_program
+        )
 
     endpoints = ProcessEndpoints(queue, worker_settings)
     imports = ThreadImports()

@@ -18,6 +18,7 @@ from middleware_api.contract import Invocation, InvocationResult
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 _READY = "serving on "
+CONTAINER_PROGRAM = "middleware_api.container.serve"
 
 
 class WorkerDied(Exception):
@@ -34,12 +35,14 @@ class WorkerStopping(Exception):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What each worker is given. `threads` is torch's; `job_seconds` bounds one invocation."""
+    """What each worker is given. `threads` is torch's; `job_seconds` bounds one invocation;
+    `program` is a module that speaks as the container's own does."""
 
     objects_root: Path
     threads: int
     cache_bytes: int | None = None
     job_seconds: float = 3600.0
+    program: str = CONTAINER_PROGRAM
 
 
 class Worker:
@@ -69,7 +72,7 @@ class Worker:
             [
                 sys.executable,
                 "-m",
-                "middleware_api.container.serve",
+                settings.program,
                 "--port=0",
                 "--exit-with-parent",
             ],
