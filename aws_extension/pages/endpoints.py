@@ -246,7 +246,7 @@ def build(access: CloudAccess) -> None:
         try:
             shown = read_all(access, "", {})
         except CloudError as fault:
-            return html.listing(html.Listing(note=html.notice("bad", Value(str(fault)))), READ)
+            shown = html.failed(fault)
         return html.listing(shown, READ, links.watch(access, "endpoints", "", {}), PANELS)
 
     def fit(*form: Any) -> tuple[Any, ...]:

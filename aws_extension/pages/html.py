@@ -170,6 +170,11 @@ def listing(shown: Listing, reader: str, watch: str = "", kind: str = "sdaws-gri
     )
 
 
+def failed(fault: Exception) -> Listing:
+    """A listing that could not be read; the next look that succeeds replaces it."""
+    return Listing(note=notice("bad", Value(str(fault))))
+
+
 def unread(reader: str, kind: str = "sdaws-grid") -> str:
     """A listing before its page was opened."""
     return listing(Listing(note=endless_bar("Asking the server…")), reader, kind=kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,15 @@ class Pages:
         return Pages(self.cursors[:-1] or ("",))
 
 
+def _query(state_word: str, task_word: str, at: Pages) -> dict[str, str]:
+    """The filters and the place, as a link carries them."""
+    return {
+        "state": _STATE_OF_WORD[state_word].value if state_word in _STATE_OF_WORD else "",
+        "task": "" if task_word == ALL_TASKS else task_word,
+        "cursor": at.here,
+    }
+
+
 def collect(access: CloudAccess, host: Host, job_id: str, user: str) -> list[str]:
     """Save a finished job's pictures by the host's rules; where they are. Raises CloudError."""
     client = access.client(user)
@@ -267,6 +276,12 @@ def build(access: CloudAccess, host: Host) -> None:
             newest = gr.Button("Newest", elem_classes=["sdaws-small"], size="sm")
             newer = gr.Button("Newer", interactive=False, elem_classes=["sdaws-small"], size="sm")
             older = gr.Button("Older", interactive=False, elem_classes=["sdaws-small"], size="sm")
+            every = gr.Button(
+                "Collect all",
+                elem_classes=["sdaws-small"],
+                size="sm",
+                elem_id="sdaws_collect_all",
+            )
         listing = gr.HTML(html.unread(READ), elem_id="sdaws_jobs")
     with gr.Column(visible=False) as close_up:
         back = gr.Button("← All jobs", elem_classes=["sdaws-back"], size="sm")
@@ -281,24 +296,32 @@ def build(access: CloudAccess, host: Host) -> None:
     def list_jobs(
         state_word: str, task_word: str, at: Pages, request: gr.Request
     ) -> tuple[str, str, Any, Any]:
-        query = {
-            "state": _STATE_OF_WORD[state_word].value if state_word in _STATE_OF_WORD else "",
-            "task": "" if task_word == ALL_TASKS else task_word,
-            "cursor": at.here,
-        }
+        query, watch, following_cursor = _query(state_word, task_word, at), "", ""
         try:
             user = user_of(request)
+            watch = links.watch(access, "jobs", user, query)
             page = _fetch(access, user, query)
-            shown = show(access, page.jobs, user, query)
+            shown, following_cursor = show(access, page.jobs, user, query), page.next_cursor
         except CloudError as fault:
-            failed = html.Listing(note=html.notice("bad", Value(str(fault))))
-            return html.listing(failed, READ), "", gr.update(), gr.update()
+            shown = html.failed(fault)
         return (
-            html.listing(shown, READ, links.watch(access, "jobs", user, query)),
-            page.next_cursor,
+            html.listing(shown, READ, watch),
+            following_cursor,
             gr.update(interactive=at.here != ""),
-            gr.update(interactive=bool(page.next_cursor)),
+            gr.update(interactive=bool(following_cursor)),
         )
+
+    def collect_shown(
+        state_word: str, task_word: str, at: Pages, request: gr.Request
+    ) -> Iterator[str]:
+        with shown_to_user():
+            user, saved = user_of(request), 0
+            jobs = _fetch(access, user, _query(state_word, task_word, at)).jobs
+            waiting = [j for j in jobs if _has_pictures(j) and not access.collected.has(j.id)]
+            for number, job in enumerate(waiting):
+                yield html.bar(number / len(waiting), "Collecting…", Value(job.id[:8]))
+                saved += len(collect(access, host, job.id, user))
+        yield html.notice("good", ("Pictures saved here:", Value(str(saved))))
 
     def open_job(job_id: str, user: str) -> str:
         query = {"id": job_id}
@@ -347,6 +370,9 @@ def build(access: CloudAccess, host: Host) -> None:
     newer.click(lambda at: at.newer(), pages, pages).then(list_jobs, asked, listed)
     older.click(lambda at, to: at.older(to), [pages, following], pages).then(
         list_jobs, asked, listed
+    )
+    every.click(collect_shown, asked, message, show_progress="hidden").then(
+        list_jobs, asked, listed, show_progress="hidden"
     )
     order.input(
         obey,

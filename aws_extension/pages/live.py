@@ -85,8 +85,7 @@ def _read(reader: Reader, access: CloudAccess, query: Mapping[str, str]) -> html
     try:
         return reader(access, query["user"], query)
     except CloudError as fault:
-        # A page of its own kind: the next look that succeeds replaces it.
-        return html.Listing(note=html.notice("bad", html.Value(str(fault))))
+        return html.failed(fault)
 
 
 def _picture(

@@ -107,8 +107,8 @@ def build(access: CloudAccess) -> None:
             models = checkpoint_choices(client)
             vaes = [NO_VAE, *checkpoint_choices(client, CheckpointType.VAE)]
         except CloudError as fault:
-            failed = html.Listing(note=html.notice("bad", Value(str(fault))))
-            return (*(gr.update() for _ in range(4)), html.listing(failed, READ_LISTS))
+            failed = html.listing(html.failed(fault), READ_LISTS)
+            return (*(gr.update() for _ in range(4)), failed)
         few = html.notice("idle", "There is no checkpoint yet. Upload some on the Models page.")
         note = "" if models else few
         return (

@@ -91,7 +91,7 @@ def build(access: CloudAccess) -> None:
         try:
             shown = read_all(access, "", {})
         except CloudError as fault:
-            return html.listing(html.Listing(note=html.notice("bad", Value(str(fault)))), READ)
+            shown = html.failed(fault)
         watch = links.watch(access, "models", "", {})
         return html.listing(shown, READ, watch, kind="sdaws-single")
 

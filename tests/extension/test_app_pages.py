@@ -92,7 +92,10 @@ def test_a_job_is_opened_collected_run_again_and_deleted(browser, studio):
     page.wait_for_selector("#sdaws_job :text('Finished')", timeout=15_000)
     page.click("text=← All jobs")
     count(visit, "#sdaws_jobs .sdaws-card", 2)
-    page.click("#sdaws_jobs .sdaws-card:has-text('Collected')")
+    page.click("#sdaws_collect_all")
+    count(visit, "#sdaws_jobs .sdaws-card:has-text('Collected')", 2)
+    assert len(list((studio.folder / "cloud-pictures").iterdir())) == 2 * mine.count
+    page.click("#sdaws_jobs .sdaws-card >> nth=1")
     page.click("#sdaws_job button:has-text('Delete…')")
     page.click("#sdaws_job button:has-text('Yes, delete it')")
     count(visit, "#sdaws_jobs .sdaws-card", 1)

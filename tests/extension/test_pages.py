@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
+import requests
 from fastapi import FastAPI
 
 from aws_extension import errors
@@ -38,7 +39,8 @@ class Studio:
         self.answer = self.cloud
         environ = {"SDAWS_API_URL": "http://cloud.test", "SDAWS_API_TOKEN": TOKEN}
         store = SettingsStore(environ, folder / ".config" / "connection.json")
-        self.access = CloudAccess(store, FakeTransport(lambda sent: self.answer(sent)))
+        self.transport = FakeTransport(lambda sent: self.answer(sent))
+        self.access = CloudAccess(store, self.transport)
         app = FastAPI()
         for _ in range(10):  # as often as the WebUI's UI is reloaded
             add_routes(app, self.access)
@@ -321,13 +323,17 @@ def fails(status: int, body: object) -> object:
         (fails(200, b"<html>Welcome to nginx</html>"), "but not like the API"),
         (fails(200, {"hello": "world"}), "does not fit"),
         (fails(302, b""), "redirects"),
+        (lambda sent: requests.ConnectTimeout(), "does not answer in time"),
+        (lambda sent: requests.ConnectionError(), "cannot be reached"),
+        (lambda sent: requests.exceptions.SSLError(), "speaks no https"),
     ],
 )
-def test_a_failed_test_says_what_it_means(studio, answer, told):
+def test_a_failed_test_says_what_it_means_at_once(studio, answer, told):
     studio.answer = answer
     text = connection.test_result(studio.access)
     assert told in text
     assert "sdaws-bad" in text
+    assert len(studio.transport.sent) == 1  # nobody waits for the tries that come after
 
 
 # Merge
