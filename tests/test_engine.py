@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
 from middleware_api.container.infotext import VERSION
+from middleware_api.container.pictures import read_mask
 from middleware_api.container.progress import Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest, parse_request
@@ -218,6 +219,40 @@ def test_a_blurred_mask_fades_from_new_to_old(studio: Studio) -> None:
     difference = np.abs(made - pixels_of(grey)).max(axis=2)
     assert difference[:, :12].max() == 0  # farther than the blur reaches
     assert difference[:, 40:].mean() > 5
+
+
+def test_a_mask_is_blurred_across_and_down_as_asked(studio: Studio) -> None:
+    request = studio.request(
+        init_images=[encoded(photo())],
+        mask=encoded(mask_of((24, 24, 40, 40))),
+        mask_blur_x=6,
+        mask_blur_y=0,
+    )
+    assert request.start is not None
+    assert request.start.mask is not None
+    blurred = np.asarray(read_mask(request.start.mask, None))
+    touched = np.argwhere(blurred)
+    assert touched[:, 0].min() == 24  # rows: sharp
+    assert touched[:, 1].min() < 16
+
+
+def test_a_latent_mask_says_what_is_made_anew_and_the_mask_what_is_shown(studio: Studio) -> None:
+    def made(seed: int, latent: Image.Image) -> Pixels:
+        return studio.pixels(
+            init_images=[encoded(photo())],
+            mask=encoded(mask_of((16, 0, 64, 64))),
+            latent_mask=encoded(latent),
+            mask_blur=0,
+            inpainting_fill=1,
+            inpaint_full_res=False,
+            seed=seed,
+        )[0]
+
+    nothing, right = Image.new("L", (64, 64)), mask_of((40, 0, 64, 64))
+    # No latent is made anew: what is shown anew is the start, through the autoencoder.
+    assert np.array_equal(made(1, nothing), made(2, nothing))
+    assert not np.array_equal(made(1, right), made(2, right))
+    assert np.array_equal(made(1, right)[:, :16], pixels_of(photo())[:, :16])
 
 
 def test_an_empty_mask_is_plain_img2img(studio: Studio) -> None:

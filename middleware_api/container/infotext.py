@@ -41,8 +41,9 @@ def _inpainting(mask: MaskRequest) -> dict[str, object]:
     extra: dict[str, object] = {}
     if mask.invert:
         extra["Mask mode"] = "Inpaint not masked"
-    if mask.blur > 0:
-        extra["Mask blur"] = _number(mask.blur)
+    across, down = mask.blur
+    if across == down > 0:
+        extra["Mask blur"] = _number(across)
     if mask.only_masked:
         extra |= {"Inpaint area": "Only masked", "Masked area padding": mask.padding}
     if mask.fill in _FILL_WORDS:

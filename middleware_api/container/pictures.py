@@ -77,6 +77,8 @@ def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
         # Twice the mask: what is at least half new shows nothing of the original.
         over = ImageChops.invert(mask.point(lambda level: min(255, 2 * level)))
         overlay = _overlay(picture, over, None)
+    if start.mask.latent is not None:
+        mask = start.mask.latent.convert("L").resize((width, height), Image.Resampling.LANCZOS)
     if start.mask.fill is not MaskFill.ORIGINAL:
         picture = fill_masked(picture, mask)
     return StartPicture(picture, mask, overlay)
@@ -93,10 +95,11 @@ def read_mask(mask: MaskRequest, size: tuple[int, int] | None) -> Image.Image:
         grey = grey.resize(size, Image.Resampling.NEAREST)
     if mask.invert:
         grey = ImageOps.invert(grey)
-    if mask.blur > 0:
+    across, down = mask.blur
+    if across > 0 or down > 0:
         # A kernel of 2.5 standard deviations to either side, mirrored at the edges.
         soft = ndimage.gaussian_filter(
-            np.asarray(grey, dtype=np.float32), mask.blur, mode="mirror", truncate=2.5
+            np.asarray(grey, dtype=np.float32), (down, across), mode="mirror", truncate=2.5
         )
         grey = Image.fromarray(np.rint(soft).astype(np.uint8))
     return grey

@@ -41,10 +41,12 @@ class ResizeMode(IntEnum):
 
 @dataclass(frozen=True)
 class MaskRequest:
-    """An inpainting mask and how to use it; `blur` is a standard deviation in pixels."""
+    """An inpainting mask and how to use it; `blur` are standard deviations in pixels, across and
+    down. `latent` says what is made anew where that differs from what is shown anew."""
 
     image: Image.Image
-    blur: float
+    blur: tuple[float, float]
+    latent: Image.Image | None
     fill: MaskFill
     invert: bool
     only_masked: bool
@@ -138,7 +140,6 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "script_args": (None, []),
     "image_cfg_scale": (None,),
     "initial_noise_multiplier": (None, 1),
-    "latent_mask": (None,),
     "comments": (None, {}),
     "infotext": (None, ""),
 }
@@ -155,6 +156,7 @@ _USED = {
     *("sampler_index", "scheduler", "steps", "cfg_scale", "width", "height", "batch_size"),
     *("n_iter", "denoising_strength", "init_images", "mask", "mask_blur", "mask_blur_x"),
     *("mask_blur_y", "mask_round", "inpainting_fill", "inpainting_mask_invert"),
+    "latent_mask",
     *("inpaint_full_res", "inpaint_full_res_padding", "resize_mode", "override_settings"),
     *("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_upscaler", "firstpass_image"),
     *("hr_second_pass_steps", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler"),
@@ -251,10 +253,15 @@ def _start(fields: Fields) -> ImageRequest:
         raise BadRequest("img2img needs a picture in init_images (base64).", "missing_image")
     mask = None
     if fields.raw.get("mask"):
-        blur = fields.number("mask_blur", fields.number("mask_blur_x", 4, 0, 512), 0, 512)
+        across, down = (
+            fields.number("mask_blur", fields.number(name, 4, 0, 512), 0, 512)
+            for name in ("mask_blur_x", "mask_blur_y")
+        )
+        latent = fields.raw.get("latent_mask")
         mask = MaskRequest(
             image=decode_image(fields.raw["mask"], "mask"),
-            blur=blur,
+            blur=(across, down),
+            latent=decode_image(latent, "latent_mask") if latent else None,
             fill=MaskFill(fields.integer("inpainting_fill", 0, 0, 3)),
             invert=fields.flag("inpainting_mask_invert"),
             only_masked=fields.flag("inpaint_full_res", True),
