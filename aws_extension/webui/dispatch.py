@@ -27,6 +27,9 @@ from aws_extension.webui.request_fields import (
 from aws_extension.webui.saving import make_grid, wants_grid
 from middleware_api.contract import CheckpointType, TaskType
 
+# Settings of the WebUI ("add network to prompt"), and the tags that they stand for.
+_ADDED_NETWORKS = {"sd_lora": "lora", "sd_hypernetwork": "hypernet"}
+
 
 def generate(p: Any, choice: CloudChoice, generation: Generation, *, at_once: bool) -> Any:
     """Order `p`'s pictures; a `Processed`, as `process_images` returns.
@@ -71,7 +74,9 @@ def _order(
         generation.client,
         list(dict.fromkeys([*p.all_prompts, *p.all_negative_prompts])),
         generation.state_folder,
+        generation.known_checkpoints,
     )
+    generation.known_checkpoints = prepared.cloud
     for warning in prepared.warnings:
         p.comment(warning)
     _name_models(p, prepared)
@@ -132,11 +137,22 @@ def _prepare(p: Any) -> None:
     steady = bool(p.subseed_strength)
     p.all_seeds = seed if isinstance(seed, list) else [seed + (0 if steady else n) for n in numbers]
     p.all_subseeds = subseed if isinstance(subseed, list) else [subseed + n for n in numbers]
+    _add_networks(p)
     rewrite_prompts(p)
     if is_img2img(p):
         _prepare_img2img(p)
     else:
         p.init(p.all_prompts, p.all_seeds, p.all_subseeds)
+
+
+def _add_networks(p: Any) -> None:
+    """The network that the WebUI's settings add to each prompt, unless it is there already."""
+    for setting, kind in _ADDED_NETWORKS.items():
+        name = getattr(shared.opts, setting, None)
+        if name in (None, "", "None") or any(f"<{kind}:{name}:" in text for text in p.all_prompts):
+            continue
+        tag = f"<{kind}:{name}:{shared.opts.extra_networks_default_multiplier}>"
+        p.all_prompts = [text + tag for text in p.all_prompts]
 
 
 def _prepare_img2img(p: Any) -> None:

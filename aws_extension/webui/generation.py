@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from modules import processing, shared
 from PIL import Image
 
 from aws_extension.access import open_picture
+from aws_extension.answers import Checkpoint
 from aws_extension.client import CloudClient, WaitStatus
 from aws_extension.collected import CollectedJobs
 from aws_extension.errors import CloudError
@@ -89,6 +90,8 @@ class Generation:
         self.client = client
         self.state_folder = state_folder
         self.failure: CloudError | None = None
+        # What an earlier cell of the same script found in the cloud.
+        self.known_checkpoints: Sequence[Checkpoint] = ()
         self._collected = collected
         self._made = 0
         self._at_once = at_once

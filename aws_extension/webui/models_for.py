@@ -18,6 +18,7 @@ from aws_extension.model_needs import (
     LocalFile,
     Need,
     RequestWalk,
+    Resolution,
     describe_uploads,
     find_needs,
     parse_name,
@@ -37,7 +38,7 @@ class PreparedModels:
     """What a generation's jobs are sent with.
 
     `models` is theirs as it is, the checkpoint first; in `fields` the models bear the cloud's
-    names. `warnings` are for the user.
+    names. `warnings` are for the user. `cloud` is what was found there.
     """
 
     models: dict[CheckpointType, list[str]]
@@ -46,6 +47,7 @@ class PreparedModels:
     walk: RequestWalk
     names: Mapping[Need, str]
     sha256: Mapping[str, str]
+    cloud: Sequence[Checkpoint]
 
     def shorthash(self, name: str) -> str | None:
         """A file's hash as infotexts have it; None when the cloud does not know it."""
@@ -67,13 +69,15 @@ def prepare_models(
     client: CloudClient,
     prompts: Sequence[str] = (),
     state_folder: Path | None = None,
+    known: Sequence[Checkpoint] = (),
 ) -> PreparedModels:
     """See to it that the cloud has what a generation names; once, before anything is sent.
 
-    `fields` are the WebUI API's, `prompts` the further prompts of the same generation. A
-    checkpoint in its override settings wins over the panel's. Raises ModelsNotInCloud when files
-    are only here and the user has not agreed to send them; else uploads them, with the WebUI's
-    bar, and Cancelled when the user stops that.
+    `fields` are the WebUI API's, `prompts` the further prompts of the same generation. The cloud is
+    asked what it has only for what is not among the `known` checkpoints. A checkpoint in the
+    override settings wins over the panel's. Raises ModelsNotInCloud when files are only here and
+    the user has not agreed to send them; else uploads them, with the WebUI's bar, and Cancelled
+    when the user stops that.
     """
     asked = fields.get("override_settings", {}).get("sd_model_checkpoint") or choice.checkpoint
     if not asked:
@@ -81,11 +85,18 @@ def prepare_models(
             "No cloud checkpoint is chosen. Open “Generate in the cloud”, press its refresh "
             "button, and choose one; is the list empty, upload one in the Cloud tab."
         )
-    cloud = client.list_checkpoints([CheckpointState.ACTIVE])
     local = HostModels()
-    walk = _walk_of(fields, cloud, local)
-    needs = find_needs(walk, str(asked), fields, prompts)
-    found = resolve(needs, cloud, local)
+
+    def look(cloud: Sequence[Checkpoint]) -> tuple[RequestWalk, Sequence[Need], Resolution]:
+        walk = _walk_of(fields, cloud, local)
+        needs = find_needs(walk, str(asked), fields, prompts)
+        return walk, needs, resolve(needs, cloud, local)
+
+    cloud = known or client.list_checkpoints([CheckpointState.ACTIVE])
+    walk, needs, found = look(cloud)
+    if known and (found.required or found.uploads or found.missing):
+        cloud = client.list_checkpoints([CheckpointState.ACTIVE])
+        walk, needs, found = look(cloud)
     if found.required:
         raise CloudError(_nowhere(found.required))
     if found.uploads:
@@ -107,6 +118,7 @@ def prepare_models(
         walk=walk,
         names=found.names,
         sha256={name: sha256 for c in cloud for name, sha256 in c.files},
+        cloud=cloud,
     )
 
 

@@ -242,3 +242,13 @@ def test_a_collected_job_is_saved_as_the_webui_saves(host):
     with Image.open(saved[1]) as picture:
         assert "Seed: 41" in picture.info["parameters"]
     assert access.collected.has("job-1")
+
+
+def test_the_network_that_the_settings_add_is_in_each_prompt_once(host):
+    host.cloud.checkpoints.add("Lora", "soft.safetensors")
+    host.shared.opts.sd_lora = "soft"
+    host.process_images(host.p(prompt="a circle"))
+    host.process_images(host.p(prompt="a circle <lora:soft:0.5>"))
+    sent = [job.body["prompt"] for job in host.cloud.jobs]
+    assert sent == ["a circle<lora:soft:1.0>", "a circle <lora:soft:0.5>"]
+    assert [job.body["models"]["Lora"] for job in host.cloud.jobs] == [["soft.safetensors"]] * 2

@@ -71,6 +71,8 @@ def test_a_scripts_cells_are_made_side_by_side_and_stay_in_order(host):
     names = [path.name.split("-")[1] for path in sorted(host.folder.glob("samples/*"))]
     assert names == ["40", "41", "42", "43"]
     assert host.shared.state.job_no == 4
+    lists = [sent for sent in host.transport.sent if "/checkpoints" in sent.url]
+    assert len(lists) == 1  # asked once for all cells
 
 
 def test_a_script_that_builds_on_its_last_picture_waits_for_it(host):

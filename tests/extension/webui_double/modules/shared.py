@@ -13,6 +13,7 @@ class Options:
         "live_previews_enable": True, "face_restoration": False, "tiling": False,
         "CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic", "eta_noise_seed_delta": 0,
         "enable_prompt_comments": True, "img2img_color_correction": False,
+        "sd_lora": "None", "sd_hypernetwork": "None", "extra_networks_default_multiplier": 1.0,
         "save_init_img": False, "outdir_init_images": "",
     }  # fmt: skip
 
