@@ -81,7 +81,7 @@ def webui_router(
         caller: Principal,
         request: Request,
         task: TaskType,
-        body: Txt2ImgBody | Img2ImgBody,
+        body: Txt2ImgBody,
         idempotency_key: str | None,
     ) -> PicturesAnswer:
         asked = picture_request(task, body)

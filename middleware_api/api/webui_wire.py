@@ -58,9 +58,9 @@ class AlwaysOnScript(BaseModel):
     args: list[Any] = []
 
 
-class PictureFields(GenerationFields):
-    """What txt2img and img2img have in common. Unknown fields are handed to the engine, which
-    names in `info` those that it could not honour."""
+class Txt2ImgBody(GenerationFields):
+    """The WebUI's fields for txt2img. Unknown ones are handed to the engine, which names in `info`
+    those that it could not honour."""
 
     hr_prompt: Prompt | None = None
     hr_negative_prompt: Prompt | None = None
@@ -72,12 +72,8 @@ class PictureFields(GenerationFields):
     send_images: bool = True
 
 
-class Txt2ImgBody(PictureFields):
-    """The WebUI's fields for txt2img."""
-
-
-class Img2ImgBody(PictureFields):
-    """The WebUI's fields for img2img; pictures in base64."""
+class Img2ImgBody(Txt2ImgBody):
+    """The same, and the picture (base64) to start from; `mask` for inpainting."""
 
     init_images: list[str] = Field(min_length=1)
     mask: str | None = None
@@ -293,7 +289,7 @@ class MemoryAnswer(BaseModel):
     cuda: dict[str, str]
 
 
-def picture_request(task: TaskType, body: Txt2ImgBody | Img2ImgBody) -> PictureRequest:
+def picture_request(task: TaskType, body: Txt2ImgBody) -> PictureRequest:
     """What the service has to know of a body."""
     settings = body.override_settings or OverrideSettings()
     prompts = (body.prompt, body.negative_prompt, body.hr_prompt, body.hr_negative_prompt)
