@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aws_extension import errors
-from aws_extension.client import CloudClient, WaitStatus
+from aws_extension.client import CloudClient, Merge, WaitStatus
 from aws_extension.pictures import encode_picture
 from aws_extension.uploader import UploadProgress, upload_checkpoint
 from middleware_api.contract import (
@@ -137,3 +137,24 @@ def test_endpoints_are_made_listed_and_deleted(real_server):
     client.delete_endpoints(["second"])
     with pytest.raises(errors.NotFound, match="never-there"):
         client.delete_endpoints(["never-there"])
+
+
+def test_a_merge_makes_a_checkpoint_that_pictures_are_made_with(real_server):
+    client = real_server.client()
+    both = real_server.checkpoint
+    merge = Merge("Weighted sum", both, both, multiplier=0, name="merged")  # all of the first
+    done = client.wait_for(client.run_merge(merge))
+    assert (done.state, done.task) == (InferenceState.SUCCEEDED, "merge")
+    with pytest.raises(errors.Conflict, match=r"cannot be named 'merged\.safetensors'"):
+        client.run_merge(merge)
+    made = {KIND: ["merged.safetensors"]}
+    drawn = [
+        client.submit(TaskType.TXT2IMG, which, SMALL).job_id
+        for which in (made, models(real_server))
+    ]
+    for job_id in drawn:
+        assert client.wait_for(job_id).state is InferenceState.SUCCEEDED
+    pixels = [
+        Image.open(io.BytesIO(client.download_images(job_id)[0])).tobytes() for job_id in drawn
+    ]
+    assert pixels[0] == pixels[1]
