@@ -256,6 +256,14 @@ def test_weights_whose_name_the_pattern_finds_are_left_out(merges: Merges) -> No
     assert made.keys() == tensors(0).keys() - {"model_ema.num_updates", BETAS}
 
 
+def test_a_pattern_that_leaves_nothing_is_refused(merges: Merges) -> None:
+    for seed, name in enumerate("ab"):
+        merges.file(f"{name}.safetensors", tensors(seed))
+    with pytest.raises(BadRequest, match="leaves nothing"):
+        merges.run(discard_weights=".")
+    assert merges.left() == []
+
+
 def test_patterns_that_never_end_and_that_are_none_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

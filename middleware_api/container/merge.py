@@ -35,8 +35,8 @@ from middleware_api.container.tensor_file import (
 )
 from middleware_api.contract import CheckpointType, MergedKind, MergeMethod, MergeOrder
 
-# Small enough to stay in a core's cache from the read to the hash.
-PIECE_ELEMENTS = 512 * 1024
+# Large enough that Python costs little, small enough for a few to stay in the processor's caches.
+PIECE_ELEMENTS = 1024 * 1024
 PIECES_WAITING = 4
 PATTERN_SECONDS = 20.0
 # The WebUI's older hash of a file: of so many bytes from there.
@@ -140,6 +140,12 @@ def _merge(job: Job, order: MergeOrder, given: _Given) -> tuple[contract.Contain
     if order["discard_weights"]:
         for name in discarded(kept, order["discard_weights"]):
             del kept[name]
+        if not kept:
+            raise BadRequest(
+                f"The pattern of weights to discard, {order['discard_weights']!r}, leaves nothing: "
+                "it finds something in every tensor's name. Correct it.",
+                "nothing_left",
+            )
     recipe = _recipe(order, given, plan.kind)
     # Wide types first, so that each tensor is aligned; that is also how other tools sort them.
     tensors = dict(sorted(kept.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
@@ -173,19 +179,23 @@ def write_tensors(
     """Writes a whole file; returns its SHA-256. `on_tensor` gets the number of tensors begun
     before, and may raise to stop."""
     digest = hashlib.sha256()
+    # Each of reckoning, hashing and writing takes its time, and none holds Python's lock for long.
+    # Torch's own threads would only be in the way.
+    with (
+        _one_torch_thread(),
+        _in_turn(digest.update) as hash_later,
+        _in_turn(sink.write) as write_later,
+    ):
 
-    def put(content: memoryview) -> None:
-        digest.update(content)
-        sink.write(content)
+        def put(content: memoryview) -> None:
+            hash_later(content)
+            write_later(content)
 
-    # Hashing and writing take longer than reckoning: they have another core, and more threads
-    # than these two would only be in each other's way.
-    with _one_torch_thread(), _in_turn(put) as put_later:
-        put_later(memoryview(header))
+        put(memoryview(header))
         for done, tensor in enumerate(tensors.values()):
             on_tensor(done)
             for piece in _pieces(tensor):
-                put_later(piece.contiguous().view(torch.uint8).numpy().data)
+                put(piece.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -205,10 +215,10 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _in_turn(act: Callable[[memoryview], None]) -> Iterator[Callable[[memoryview], None]]:
+def _in_turn(act: Callable[[memoryview], object]) -> Iterator[Callable[[memoryview], None]]:
     """Lets another thread `act` on one thing after the other, a few behind; all are done, or one
     has raised, when the block ends."""
-    waiting: deque[Future[None]] = deque()
+    waiting: deque[Future[object]] = deque()
     with ThreadPoolExecutor(1) as other:
 
         def later(content: memoryview) -> None:

@@ -77,7 +77,7 @@ EXPECTED = {
     "/inference/get-lora-list": Expected(13, _OK, _OK),
     "/inference/get-hypernetwork-list": Expected(14, _OK, _OK),
     "/inference/get-controlnet-model-list": Expected(15, _OK, _OK),
-    # Neither example sends a body, so neither gets as far as the merge that is not there yet.
+    # Neither example sends a body.
     "/inference/run-model-merge": Expected(16, _NO_BODY, _NO_BODY),
     # Python's example sends no body.
     "/model(POST)": Expected(17, Each(_NO_BODY, _OK), Each(_NO_BODY, _OK)),
