@@ -49,6 +49,8 @@ class LazyPicture(Image.Image):  # type: ignore[misc]  # Pillow has no types her
             return
         picture = self._wait()
         picture.load()
+        if self._wait is None:  # who brought it has looked at it, and has written its infotext
+            return
         self._wait = None
         self.im = picture.im
         self._mode, self._size = picture.mode, picture.size

@@ -12,23 +12,23 @@ from modules import images, paths, processing, sd_samplers, shared
 from PIL import Image
 
 from aws_extension.fan_out import Order
+from aws_extension.pictures import flatten_mask
 from aws_extension.webui.batches import cut_into_batches
 from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.generation import Batch, Generation, Share
 from aws_extension.webui.host_options import overridden_options
 from aws_extension.webui.host_scripts import other_scripts, rewrite_prompts
 from aws_extension.webui.models_for import PreparedModels, prepare_models
-from aws_extension.webui.request_fields import (
-    is_img2img,
-    picture_settings,
-    piece_fields,
-    request_fields,
-)
+from aws_extension.webui.picture_settings import picture_settings, settings_without_effect
+from aws_extension.webui.request_fields import is_img2img, piece_fields, request_fields
 from aws_extension.webui.saving import make_grid, wants_grid
 from middleware_api.contract import CheckpointType, TaskType
 
 # Settings of the WebUI ("add network to prompt"), and the tags that they stand for.
 _ADDED_NETWORKS = {"sd_lora": "lora", "sd_hypernetwork": "hypernet"}
+
+# The resize mode that has no picture of the new size.
+_LATENT_RESIZE = 3
 
 
 def generate(p: Any, choice: CloudChoice, generation: Generation, *, at_once: bool) -> Any:
@@ -65,7 +65,8 @@ def _order(
 ) -> list[tuple[Batch, Order, int, int]]:
     """The jobs of `p`, each with its batch and the place of its pictures there."""
     _prepare(p)
-    fields = request_fields(p, picture_settings(shared.opts, p.override_settings), other_scripts(p))
+    settings = picture_settings(shared.opts, p.override_settings.get("sd_vae"))
+    fields = request_fields(p, settings, other_scripts(p))
     # A checkpoint that a script or the request asks for wins over the panel's.
     asked = p.override_settings.get("sd_model_checkpoint")
     prepared = prepare_models(
@@ -77,7 +78,7 @@ def _order(
         generation.known_checkpoints,
     )
     generation.known_checkpoints = prepared.cloud
-    for warning in prepared.warnings:
+    for warning in (*prepared.warnings, *settings_without_effect(shared.opts, p)):
         p.comment(warning)
     _name_models(p, prepared)
     fields = prepared.fields
@@ -157,22 +158,14 @@ def _add_networks(p: Any) -> None:
 
 def _prepare_img2img(p: Any) -> None:
     """What the host's own `init` does beside reading the model; the names are its infotext's."""
-    told = p.extra_generation_params
-    told["Denoising strength"] = p.denoising_strength
+    p.extra_generation_params["Denoising strength"] = p.denoising_strength
     if p.image_mask is not None:
-        if p.inpainting_mask_invert:
-            told["Mask mode"] = "Inpaint not masked"
-        if p.mask_blur_x > 0 or p.mask_blur_y > 0:
-            told["Mask blur"] = p.mask_blur
-        if p.inpaint_full_res:
-            told["Inpaint area"] = "Only masked"
-            told["Masked area padding"] = p.inpaint_full_res_padding
-        content = {0: "fill", 2: "latent noise", 3: "latent nothing"}.get(p.inpainting_fill)
-        if content:
-            told["Masked content"] = content
-    correct = shared.opts.img2img_color_correction and p.color_corrections is None
+        _tell_mask(p)
+    correct = _corrects_colours(p)
     if correct:
         p.color_corrections = []
+    # One of them may stand there several times.
+    flat: dict[int, Image.Image] = {}
     for image in p.init_images or []:
         if shared.opts.save_init_img:
             p.init_img_hash = hashlib.md5(image.tobytes()).hexdigest()
@@ -184,8 +177,43 @@ def _prepare_img2img(p: Any) -> None:
                 save_to_dirs=False,
                 existing_info=image.info,
             )
+        if id(image) not in flat:
+            flat[id(image)] = images.flatten(image, shared.opts.img2img_background_color)
         if correct:
-            p.color_corrections.append(processing.setup_color_correction(image.convert("RGB")))
+            shown = flat[id(image)]
+            if p.resize_mode != _LATENT_RESIZE:
+                shown = images.resize_image(p.resize_mode, shown, p.width, p.height)
+            p.color_corrections.append(processing.setup_color_correction(shown))
+    p.init_images = [flat[id(image)] for image in p.init_images or []]
+
+
+def _corrects_colours(p: Any) -> bool:
+    """Whether results get the colours of what they started from."""
+    if not shared.opts.img2img_color_correction or p.color_corrections is not None:
+        return False
+    if p.image_mask is not None:  # comes back with what was not masked in place already
+        p.comment("The setting img2img_color_correction has no effect with a mask in the cloud.")
+        return False
+    return True
+
+
+def _tell_mask(p: Any) -> None:
+    """What the infotext says of a mask; with an empty one, the WebUI makes the whole picture."""
+    told = p.extra_generation_params
+    if p.inpainting_mask_invert:
+        told["Mask mode"] = "Inpaint not masked"
+    if p.mask_blur_x > 0 or p.mask_blur_y > 0:
+        told["Mask blur"] = p.mask_blur
+    if p.inpaint_full_res:
+        darkest, brightest = flatten_mask(p.image_mask).getextrema()
+        if darkest == 255 if p.inpainting_mask_invert else brightest == 0:
+            p.comment("The mask is empty: the whole picture is made anew.")
+            return
+        told["Inpaint area"] = "Only masked"
+        told["Masked area padding"] = p.inpaint_full_res_padding
+    content = {0: "fill", 2: "latent noise", 3: "latent nothing"}.get(p.inpainting_fill)
+    if content:
+        told["Masked content"] = content
 
 
 def _write_last_parameters(p: Any) -> None:
@@ -203,10 +231,14 @@ def _enter_batch(p: Any, start: int, count: int, number: int) -> None:
     p.iteration = number
     p.prompts, p.negative_prompts = p.all_prompts[span], p.all_negative_prompts[span]
     p.seeds, p.subseeds = p.all_seeds[span], p.all_subseeds[span]
+    p.batch_index = count - 1  # as after its last picture: what the grid is named by
 
 
 def _processed(p: Any, shares: Sequence[Share], with_grid: bool) -> Any:
     """The host's own result; a grid shows what came, so all must have been waited for."""
+    if shares and shares[-1].is_settled:
+        # Grid and answer tell what the engine said of the last picture, as the host's do.
+        p.extra_generation_params = shares[-1].batch.p.extra_generation_params
     shown: list[tuple[Image.Image, str]] = [
         pair for share in shares for pair in share.pairs(made_only=with_grid)
     ]

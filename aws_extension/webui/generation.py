@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import gradio as gr
-from modules import processing, shared
+from modules import shared
 from PIL import Image
 
 from aws_extension.access import open_picture
@@ -27,7 +27,7 @@ from aws_extension.fan_out import FanOut, Job, Order, Result
 from aws_extension.infotext import parameters_of
 from aws_extension.lazy_picture import LazyPicture
 from aws_extension.webui.host_options import overridden_options
-from aws_extension.webui.saving import add_to_infotext, infotext_of, save_picture
+from aws_extension.webui.saving import add_to_infotext, correct_colours, infotext_of, save_picture
 
 # How soon Interrupt is heard, and how often the bar moves.
 TICK_SECONDS = 0.1
@@ -277,14 +277,10 @@ class Generation:
 
     def _finish_picture(self, share: Share, number: int, result: Result) -> None:
         p, in_batch, picture = share.batch.p, share.first + number, share.pictures[number]
-        corrections = getattr(p, "color_corrections", None)
-        if corrections:
-            share.images[number] = processing.apply_color_correction(
-                corrections[in_batch % len(corrections)], share.images[number]
-            )
-        picture.load()
-        add_to_infotext(p, _engine_says(result, number, picture), _facts(result))
+        add_to_infotext(p, _engine_says(result, number, share.images[number]), _facts(result))
         text = infotext_of(p, in_batch)
+        share.images[number] = correct_colours(p, share.images[number], in_batch, text)
+        picture.load()
         self._final_texts[share.texts[number]] = share.texts[number] = text
         save_picture(p, picture, in_batch, text)
         self._made += 1

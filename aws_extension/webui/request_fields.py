@@ -30,22 +30,15 @@ _MASK = [
     "mask_blur",     "mask_blur_x",     "mask_blur_y",     "inpainting_fill",
     "inpaint_full_res",     "inpaint_full_res_padding",     "inpainting_mask_invert",
 ]  # fmt: skip
-# Settings of the WebUI that change the picture, with the values that ask for nothing.
-_PICTURE_SETTINGS: dict[str, tuple[Any, ...]] = {
-    "CLIP_stop_at_last_layers": (None, 0, 1),
-    "sd_vae": (None, "", "None", "Automatic"),
-    "eta_noise_seed_delta": (None, 0),
-}
-# These would name files of this machine: `models` names the cloud's.
-_NOT_SENT = ("sd_model_checkpoint",)
 
 
 def request_fields(
-    p: Any, override_settings: Mapping[str, Any], other_scripts: Mapping[str, Any]
+    p: Any, settings: Mapping[str, Any], other_scripts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields that all jobs of `p` share; `p` is a StableDiffusionProcessing of either kind.
 
-    `piece_fields` has the others. Raises Unsupported for what cannot travel.
+    `settings` are those of the WebUI that the engine has to know; `piece_fields` has the other
+    fields. Raises Unsupported for what cannot travel.
     """
     fields = _present(p, _COMMON)
     if is_img2img(p):
@@ -54,8 +47,8 @@ def request_fields(
         fields.update(_present(p, _HIRES))
         if getattr(p, "firstpass_image", None) is not None:
             fields["firstpass_image"] = encode_picture(p.firstpass_image)
-    if override_settings:
-        fields["override_settings"] = dict(override_settings)
+    if settings:
+        fields["override_settings"] = dict(settings)
     if other_scripts:
         fields["alwayson_scripts"] = {name: {"args": args} for name, args in other_scripts.items()}
     return fields
@@ -83,17 +76,6 @@ def piece_fields(
 def is_img2img(p: Any) -> bool:
     """Whether `p` starts from pictures."""
     return hasattr(p, "init_images")
-
-
-def picture_settings(options: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the WebUI's settings, and of this request's overrides, the engine has to know."""
-    chosen = {
-        name: getattr(options, name, None)
-        for name, idle in _PICTURE_SETTINGS.items()
-        if getattr(options, name, None) not in idle
-    }
-    chosen.update({k: v for k, v in overrides.items() if k not in _NOT_SENT})
-    return {k: v for k, v in chosen.items() if v not in _PICTURE_SETTINGS.get(k, ())}
 
 
 def _img2img_fields(p: Any) -> dict[str, Any]:

@@ -14,9 +14,11 @@ _HOST_WRITES = frozenset(
         *("Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Size"),
         *("Face restoration", "Model hash", "Model", "VAE hash", "VAE", "Variation seed"),
         *("Variation seed strength", "Seed resize from", "Denoising strength", "Clip skip"),
+        *("Mask mode", "Mask blur", "Inpaint area", "Masked area padding", "Masked content"),
         *("ENSD", "Init image hash", "Tiling", "Version", "User"),
     }
 )
+_AUTOMATIC = "Automatic"
 
 
 def infotext_of(p: Any, in_batch: int) -> str:
@@ -29,9 +31,31 @@ def infotext_of(p: Any, in_batch: int) -> str:
 
 def add_to_infotext(p: Any, engine_says: Mapping[str, str], facts: Mapping[str, str]) -> None:
     """Have `p`'s infotexts tell what only the engine knows, and where the picture was made."""
-    more = {name: value for name, value in engine_says.items() if name not in _HOST_WRITES}
-    p.extra_generation_params = {**more, **p.extra_generation_params, **facts}
+    told = p.extra_generation_params
+    # In place of those that the WebUI has kept a place for.
+    more = {
+        name: value
+        for name, value in engine_says.items()
+        if name not in _HOST_WRITES and told.get(name) is None
+    }
+    # The WebUI too names the one that the sampler has taken by itself.
+    if engine_says.get("Schedule type", _AUTOMATIC) != _AUTOMATIC:
+        more["Schedule type"] = engine_says["Schedule type"]
+    p.extra_generation_params = {**told, **more, **facts}
     p.sd_model_hash = p.sd_model_hash or engine_says.get("Model hash")
+
+
+def correct_colours(p: Any, picture: Image.Image, in_batch: int, text: str) -> Image.Image:
+    """The picture with the colours that `p` wants; saved as it was if the settings say so."""
+    corrections = getattr(p, "color_corrections", None)
+    if not corrections:
+        return picture
+    if shared.opts.save_images_before_color_correction:
+        _save(p, picture, in_batch, text, "-before-color-correction")
+    corrected: Image.Image = processing.apply_color_correction(
+        corrections[in_batch % len(corrections)], picture
+    )
+    return corrected
 
 
 def save_picture(p: Any, picture: Image.Image, in_batch: int, text: str) -> None:
@@ -39,6 +63,10 @@ def save_picture(p: Any, picture: Image.Image, in_batch: int, text: str) -> None
     picture.info.pop("parameters", None)
     if shared.opts.enable_pnginfo:
         picture.info["parameters"] = text
+    _save(p, picture, in_batch, text)
+
+
+def _save(p: Any, picture: Image.Image, in_batch: int, text: str, suffix: str = "") -> None:
     if p.save_samples():
         p.batch_index = in_batch
         images.save_image(
@@ -50,6 +78,7 @@ def save_picture(p: Any, picture: Image.Image, in_batch: int, text: str) -> None
             shared.opts.samples_format,
             info=text,
             p=p,
+            suffix=suffix,
         )
 
 

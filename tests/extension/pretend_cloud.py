@@ -44,6 +44,13 @@ class PretendJob:
     def count(self) -> int:
         return int(self.body.get("n_iter", 1)) * int(self.body.get("batch_size", 1))
 
+    @property
+    def schedule(self) -> str:
+        """As the engine: the sampler's own where it was left open."""
+        asked = self.body.get("scheduler", "Automatic")
+        own = "Karras" if str(self.body.get("sampler_name", "")).startswith("DPM++") else asked
+        return str(own if asked == "Automatic" else asked)
+
     def infotext(self, index: int) -> str:
         seed = int(self.body.get("seed", 1)) + index
         body = self.body
@@ -52,8 +59,10 @@ class PretendJob:
             f"{body.get('prompt', '')}\n"
             + (f"Negative prompt: {negative}\n" if negative else "")
             + f"Steps: {body.get('steps', 20)}, Sampler: {body.get('sampler_name')}, "
-            f"CFG scale: {body.get('cfg_scale')}, Seed: {seed}, "
+            f"Schedule type: {self.schedule}, CFG scale: {body.get('cfg_scale')}, Seed: {seed}, "
             f"Size: {body['width']}x{body['height']}, Model hash: {SHA256[:10]}, Model: demo"
+            + (", Hires schedule type: Karras" if body.get("enable_hr") else "")
+            + (", Inpaint area: Only masked, Masked content: fill" if body.get("mask") else "")
         )
 
     def picture(self, index: int) -> bytes:

@@ -51,6 +51,23 @@ def test_whoever_looks_waits_for_it_once(look):
     assert waits == [1]
 
 
+def test_what_was_written_on_it_while_it_came_stays():
+    waits = []
+
+    def wait():
+        waits.append(1)
+        if len(waits) == 1:  # whoever brings it looks at it too, to save it
+            picture.load()
+            picture.info["parameters"] = "of the WebUI"
+        made = Image.new("RGB", (4, 2), "red")
+        made.info["parameters"] = "of the engine"
+        return made
+
+    picture = LazyPicture(wait)
+    assert picture.size == (4, 2)
+    assert picture.info["parameters"] == "of the WebUI"
+
+
 def test_it_is_pasted_like_any_other():
     picture, _ = arriving("blue")
     sheet = Image.new("RGB", (8, 8))

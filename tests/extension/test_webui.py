@@ -88,9 +88,58 @@ def test_settings_that_change_the_picture_travel(host):
     p = host.p(override_settings={"sd_vae": "soft.vae.pt", "samples_format": "jpg"})
     host.process_images(p)
     assert host.cloud.jobs[0].body["override_settings"] == {
-        "CLIP_stop_at_last_layers": 2, "sd_vae": "soft.vae.pt", "samples_format": "jpg",
+        "CLIP_stop_at_last_layers": 2, "sd_vae": "soft.vae.pt",
     }  # fmt: skip
     assert host.shared.opts.samples_format == "png"
+
+
+def test_settings_at_their_defaults_or_of_the_webui_alone_do_not_travel(host):
+    opts = host.shared.opts
+    opts.emphasis, opts.randn_source = "No norm", "CPU"
+    host.process_images(host.p(override_settings={"grid_format": "jpg"}))
+    assert host.cloud.jobs[0].body["override_settings"] == {"emphasis": "No norm"}
+
+
+def test_settings_that_cannot_be_followed_are_named(host):
+    opts = host.shared.opts
+    opts.return_mask = opts.save_images_before_highres_fix = True
+    picture = Image.new("RGB", (64, 64), "red")
+    p = host.p("Img2Img", init_images=[picture], image_mask=Image.new("L", (64, 64), 255))
+    host.process_images(p)
+    assert ["return_mask" in comment for comment in p.comments] == [True]
+    p = host.p(enable_hr=True)
+    host.process_images(p)
+    assert ["save_images_before_highres_fix" in comment for comment in p.comments] == [True]
+    p = host.p()
+    host.process_images(p)
+    assert not p.comments
+
+
+def test_transparent_parts_are_filled_as_the_webuis_setting_says(host):
+    host.shared.opts.img2img_background_color = "#00ff00"
+    picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    picture.paste((255, 0, 0, 255), (0, 0, 32, 64))
+    host.process_images(host.p("Img2Img", init_images=[picture] * 2, batch_size=2))
+    (sent,) = host.cloud.jobs[0].body["init_images"]
+    assert decode(sent).getpixel((0, 0)) == (255, 0, 0)
+    assert decode(sent).getpixel((60, 0)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize(("white", "invert", "empty"), [
+    (False, 0, True), (True, 0, False), (True, 1, True), (False, 1, False),
+])  # fmt: skip
+def test_an_empty_mask_is_not_told_as_one(host, white, invert, empty):
+    mask = Image.new("L", (64, 64), 255 if white else 0)
+    p = host.p(
+        "Img2Img",
+        init_images=[Image.new("RGB", (64, 64))],
+        image_mask=mask,
+        inpainting_mask_invert=invert,
+        inpainting_fill=0,
+    )
+    (text,) = host.process_images(p).infotexts
+    assert ("Inpaint area" in text) == ("Masked content" in text) == (not empty)
+    assert any("mask is empty" in comment for comment in p.comments) == empty
 
 
 class Units:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from aws_extension import errors
+from aws_extension.infotext import parameters_of
 from middleware_api.contract import ON_BEHALF_HEADER
 from tests.extension.pretend_cloud import CHECKPOINT, decode
 from tests.extension.webui_host import host as host  # a fixture
@@ -19,6 +20,23 @@ def test_the_infotext_is_the_webuis_own_with_what_only_the_cloud_knows(host):
     assert text.startswith("a circle\nSteps: 5, Seed: 7, Model hash: ababababab, Model: demo, ")
     assert "Cloud endpoint: pretend-1, Cloud time: 4.0 s, Version: v1.10.1" in text
     assert text.count("Sampler: ") == 0  # the engine says it too, and is not asked
+
+
+def test_the_schedules_that_samplers_took_by_themselves_are_told_in_their_place(host):
+    p = host.p(sampler_name="DPM++ 2M", enable_hr=True, n_iter=2)
+    result = host.process_images(p)
+    grid, said, _ = map(parameters_of, result.infotexts)
+    names = list(said)
+    for text in (grid, said):
+        assert text["Schedule type"] == text["Hires schedule type"] == "Karras"
+        assert text["Cloud endpoint"] == "pretend-1"
+    assert names.index("Schedule type") < names.index("Seed")
+    assert names.index("Hires schedule type") < names.index("Hires upscale")
+    # The API's answer says what the pictures say.
+    assert result.extra_generation_params["Schedule type"] == "Karras"
+    assert result.extra_generation_params["Cloud endpoint"] == "pretend-1"
+    (plain,) = host.process_images(host.p()).infotexts
+    assert "Schedule type" not in plain
 
 
 class Cells:
@@ -68,6 +86,7 @@ def test_a_scripts_cells_are_made_side_by_side_and_stay_in_order(host):
     assert seeds == [40, 41, 42, 43]
     assert result.pixels == [(seed * 37 % 256, seed * 91 % 256, 160) for seed in seeds]
     assert all("Cloud time: 4.0 s" in text for text in result.infotexts)
+    assert [picture.info["parameters"] for picture in result.images] == result.infotexts
     names = [path.name.split("-")[1] for path in sorted(host.folder.glob("samples/*"))]
     assert names == ["40", "41", "42", "43"]
     assert host.shared.state.job_no == 4
@@ -223,6 +242,20 @@ def test_colour_correction_is_applied_here_as_the_webui_does(host):
     picture = Image.new("RGB", (64, 64), "red")
     result = host.process_images(host.p("Img2Img", init_images=[picture]))
     assert result.images[0].getpixel((9, 9)) == (255, 0, 0)
+    host.shared.opts.save_images_before_color_correction = True
+    host.process_images(host.p("Img2Img", init_images=[picture], seed=3))
+    names = sorted(path.stem for path in host.folder.glob("samples/*3-demo*"))
+    assert [name.partition("demo")[2] for name in names] == ["-before-color-correction", ""]
+    with Image.open(next(host.folder.glob("samples/*-before-*"))) as before:
+        assert before.getpixel((9, 9)) == (111, 17, 160)
+
+
+def test_with_a_mask_colours_are_not_corrected_and_the_user_is_told(host):
+    host.shared.opts.img2img_color_correction = True
+    picture, mask = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 255)
+    p = host.p("Img2Img", init_images=[picture], image_mask=mask, seed=3)
+    assert host.process_images(p).images[0].getpixel((9, 9)) == (111, 17, 160)
+    assert any("img2img_color_correction" in comment for comment in p.comments)
 
 
 def test_jobs_belong_to_the_login_else_to_the_browser(host):

@@ -23,12 +23,24 @@ def save_image(image, path, basename, seed=None, prompt=None, extension="png", i
     os.makedirs(path, exist_ok=True)
     generator = FilenameGenerator(more.get("p"), seed)
     model = FilenameGenerator.replacements["model_name"](generator)
-    name = f"{len(saved):05}-{basename}{seed}-{model}.{extension}"
+    name = f"{len(saved):05}-{basename}{seed}-{model}{more.get('suffix', '')}.{extension}"
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", info)
     image.save(os.path.join(path, name), pnginfo=text)
     saved.append(os.path.join(path, name))
     return saved[-1], None
+
+
+def resize_image(mode, image, width, height):
+    return image.resize((width, height))
+
+
+def flatten(image, colour):
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, colour)
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
 
 
 def image_grid(images, batch_size=1):

@@ -79,6 +79,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     def init(self, all_prompts, all_seeds, all_subseeds):
         self.initialised = True
         if self.enable_hr:
+            self.extra_generation_params["Hires schedule type"] = None
             self.extra_generation_params["Hires upscale"] = self.hr_scale
             if not shared.state.processing_has_refined_job_count:
                 if shared.state.job_count == -1:
@@ -95,6 +96,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 @dataclass
 class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     init_images: Any = None
+    resize_mode: int = 0
     image_mask: Any = None
     mask_blur: int = 4
     mask_blur_x: int = 4
@@ -120,6 +122,7 @@ class Processed:
         self.subseed = subseed
         self.index_of_first_image = index_of_first_image
         self.infotexts = infotexts or [info]
+        self.extra_generation_params = p.extra_generation_params if p else {}
         self.comments = "".join(f"{comment}\n" for comment in p.comments) if p else ""
         self.prompt = getattr(p, "prompt", "")
 
@@ -138,6 +141,7 @@ def create_infotext(
 ):
     told = {
         "Steps": p.steps,
+        "Schedule type": p.scheduler if p.scheduler != "Automatic" else None,
         "Seed": all_seeds[index],
         "Model hash": p.sd_model_hash,
         "Model": p.sd_model_name,

@@ -14,13 +14,17 @@ class Options:
         "CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic", "eta_noise_seed_delta": 0,
         "enable_prompt_comments": True, "img2img_color_correction": False,
         "sd_lora": "None", "sd_hypernetwork": "None", "extra_networks_default_multiplier": 1.0,
-        "save_init_img": False, "outdir_init_images": "",
+        "save_init_img": False, "outdir_init_images": "", "img2img_background_color": "#ffffff",
+        "emphasis": "Original", "randn_source": "GPU", "return_mask": False,
+        "save_images_before_highres_fix": False, "save_images_before_color_correction": False,
     }  # fmt: skip
 
     def __init__(self):
         self.__dict__["data"] = dict(self.defaults)
 
     def __getattr__(self, name):
+        if name not in self.data:
+            raise AttributeError(name)
         return self.data[name]
 
     def __setattr__(self, name, value):
