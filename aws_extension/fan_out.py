@@ -163,8 +163,22 @@ def _cancelled_elsewhere(job: InferenceJob) -> Cancelled:
     return Cancelled(f"Job {job.id[:8]} was cancelled from elsewhere. Generate again.")
 
 
-def jobs_at_once(endpoints: Sequence[Endpoint], chosen: str) -> int:
-    """How many jobs keep the endpoint, or without a choice all that are ready, at work."""
-    used = [e for e in endpoints if (e.name == chosen if chosen else e.is_ready)]
-    instances = sum(max(e.instance_count, e.max_instances) for e in used)
-    return min(POOL_SIZE, JOBS_AN_INSTANCE * max(1, instances))
+@dataclass(frozen=True)
+class Capacity:
+    """What the chosen endpoint, or without a choice all that are ready, can do at a time.
+
+    `is_asleep` where no machine runs now: the first takes minutes to come.
+    """
+
+    jobs_at_once: int
+    is_asleep: bool
+
+    @staticmethod
+    def of(endpoints: Sequence[Endpoint], chosen: str) -> Capacity:
+        """`chosen` is an endpoint's name or empty."""
+        used = [e for e in endpoints if (e.name == chosen if chosen else e.is_ready)]
+        instances = sum(max(e.instance_count, e.max_instances) for e in used)
+        return Capacity(
+            min(POOL_SIZE, JOBS_AN_INSTANCE * max(1, instances)),
+            bool(used) and not any(e.instance_count for e in used),
+        )

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from aws_extension.client import CloudClient
-from aws_extension.fan_out import FanOut, Order, jobs_at_once
+from aws_extension.fan_out import Capacity, FanOut, Order
 from aws_extension.uploader import upload_checkpoint
 from middleware_api.contract import CheckpointType, TaskType
 from middleware_api.embedded.middleware import embedded
@@ -64,7 +64,7 @@ def _grid(client: CloudClient, endpoint: str, steps: int) -> float:
     fields = {"prompt": "a red circle", "width": 64, "height": 64, "steps": steps, "cfg_scale": 5}
     models = {CheckpointType.STABLE_DIFFUSION: [DEMO.name]}
     since = time.monotonic()
-    fan_out = FanOut(client, jobs_at_once(client.list_endpoints(), endpoint))
+    fan_out = FanOut(client, Capacity.of(client.list_endpoints(), endpoint).jobs_at_once)
     jobs = [
         fan_out.add(Order(TaskType.TXT2IMG, models, {**fields, "seed": seed}, endpoint))
         for seed in range(CELLS)

@@ -23,7 +23,7 @@ from aws_extension.answers import Checkpoint
 from aws_extension.client import CloudClient, WaitStatus
 from aws_extension.collected import CollectedJobs
 from aws_extension.errors import CloudError
-from aws_extension.fan_out import FanOut, Job, Order, Result
+from aws_extension.fan_out import Capacity, FanOut, Job, Order, Result
 from aws_extension.infotext import parameters_of
 from aws_extension.lazy_picture import LazyPicture
 from aws_extension.webui.host_options import overridden_options
@@ -84,7 +84,7 @@ class Generation:
         client: CloudClient,
         state_folder: Path,
         collected: CollectedJobs,
-        at_once: int,
+        capacity: Capacity,
         gaps_allowed: bool = False,
     ) -> None:
         self.client = client
@@ -94,9 +94,9 @@ class Generation:
         self.known_checkpoints: Sequence[Checkpoint] = ()
         self._collected = collected
         self._made = 0
-        self._at_once = at_once
+        self._capacity = capacity
         self._gaps_allowed = gaps_allowed
-        self._fan_out = FanOut(client, at_once, self._read_preview)
+        self._fan_out = FanOut(client, capacity.jobs_at_once, self._read_preview)
         self._pending: deque[Share] = deque()
         self._final_texts: dict[str, str] = {}
         self._lost: list[LazyPicture] = []
@@ -123,7 +123,7 @@ class Generation:
 
     def add(self, batch: Batch, order: Order, first: int, count: int) -> Share:
         """Order `count` pictures of a batch; waits while enough others are on their way."""
-        while len(self._pending) >= 2 * self._at_once:
+        while len(self._pending) >= 2 * self._capacity.jobs_at_once:
             self._settle_next()
         share = Share(batch, self._fan_out.add(order), first)
         with overridden_options(batch.p):
@@ -234,6 +234,8 @@ class Generation:
     def _describe(self, share: Share) -> str:
         status = share.job.status
         line = status.describe() if status else "sending…"
+        if self._capacity.is_asleep and not share.job.has_begun:
+            line = "The endpoint was asleep: its first machine takes 5 to 10 minutes to come"
         if len(self._pending) == 1:
             return line
         running = sum(s.job.has_begun and not s.job.is_done for s in self._pending)

@@ -10,7 +10,7 @@ from modules import images, img2img, processing, scripts, sd_models, sd_vae
 
 from aws_extension.access import CloudAccess
 from aws_extension.errors import CloudError
-from aws_extension.fan_out import jobs_at_once
+from aws_extension.fan_out import Capacity
 from aws_extension.pages.common import browser_user, login_user
 from aws_extension.webui import host_scripts
 from aws_extension.webui.choice import CloudChoice
@@ -135,10 +135,10 @@ class Interceptor:
     ) -> Any:
         """Do `work`, whose pictures come from the cloud, to its complete result."""
         client = self.access.client(_user(p, choice))
-        at_once = jobs_at_once(client.list_endpoints(), choice.endpoint)
+        capacity = Capacity.of(client.list_endpoints(), choice.endpoint)
         folder, gaps_allowed = self.access.state_folder, host_scripts.gaps_allowed(script)
         collected = self.access.collected
-        with Generation(client, folder, collected, at_once, gaps_allowed) as generation:
+        with Generation(client, folder, collected, capacity, gaps_allowed) as generation:
             self.running.generation = generation
             try:
                 processed = work(generation)

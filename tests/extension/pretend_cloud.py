@@ -89,6 +89,8 @@ class PretendCloud:
     refuse_seed: int | None = None
     refuse_all: str = ""
     made_before_failing: int = 0
+    instances: int = 1
+    idle_polls: int = 0
     jobs: list[PretendJob] = field(default_factory=list)
     submitted: int = 0
     merges: list[dict[str, Any]] = field(default_factory=list)
@@ -160,7 +162,10 @@ class PretendCloud:
             return FakeAnswer(body="Endpoint deleted")
         states = self.endpoint_states
         return FakeAnswer(
-            body=[_endpoint(name, states.get(name, "InService")) for name in self.endpoints]
+            body=[
+                _endpoint(name, states.get(name, "InService"), self.instances)
+                for name in self.endpoints
+            ]
         )
 
     def _list(self, query: dict[str, list[str]], user: str) -> FakeAnswer:
@@ -223,7 +228,8 @@ class PretendCloud:
 
     def _show(self, job: PretendJob) -> dict[str, Any]:
         running = job.state == "inprogress"
-        done = 1 - max(job.polls_left, 0) / (self.polls + 1)
+        begun = job.polls_left < self.polls - self.idle_polls
+        done = 1 - max(job.polls_left, 0) / (self.polls + 1) if begun else 0.0
         return {
             "inference_info_name": "", "startTime": "2026-01-02 03:04:05.000006",
             "taskType": job.body["task_type"], "InferenceJobId": job.id, "status": job.state,
@@ -253,11 +259,11 @@ class PretendCloud:
         return FakeAnswer(body={"parameters": job.body, "info": info})
 
 
-def _endpoint(name: str, state: str = "InService") -> dict[str, Any]:
+def _endpoint(name: str, state: str = "InService", instances: int = 1) -> dict[str, Any]:
     return {
         "EndpointDeploymentJobId": f"d-{name}", "startTime": "2026-01-02 03:04:05.000006",
         "endpoint_name": name, "endpoint_status": state, "status": "success",
-        "instance_type": "local", "current_instance_count": 1, "error": "",
+        "instance_type": "local", "current_instance_count": instances, "error": "",
         "price_per_hour": 0, "cost_since_start": 0,
     }  # fmt: skip
 

@@ -275,3 +275,9 @@ def test_jobs_belong_to_the_login_else_to_the_browser(host):
     assert names[0] == "user-alice"
     assert names[1].startswith("browser-")
     assert names[2] is None
+
+
+def test_an_endpoint_that_was_asleep_is_said_to_take_minutes(host):
+    host.cloud.instances, host.cloud.polls, host.cloud.idle_polls = 0, 3, 2
+    host.process_images(host.p())
+    assert any("its first machine takes 5 to 10 minutes" in text for text in host.shared.state.told)
