@@ -8,10 +8,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from middleware_api.container.schedules import share_done, timestep_of
+from middleware_api.container.schedules import share_done
 
-Denoise = Callable[[Tensor, float], Tensor]
-"""From a noisy latent and its level to the guess, both (batch, 4, height, width)."""
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a pass a guess is asked for, and how it is to be guided.
+
+    `call` counts the guesses of the pass from 0; samplers of second order make two a step.
+    `cfg_share` is the part of the CFG scale that is meant. Not `guided`: by the prompt alone.
+    """
+
+    sigma: float
+    timestep: float
+    call: int
+    cfg_share: float = 1.0
+    guided: bool = True
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Clean latents, (batch, 4, height, width): as guided, and as the negative prompt has them.
+
+    Both are the same where the negative prompt was not asked.
+    """
+
+    clean: Tensor
+    unguided: Tensor
+
+
+Denoise = Callable[[Tensor, Moment], Guess]
+"""From a noisy latent, (batch, 4, height, width), to the guess."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +51,20 @@ class Guided:
     cfg_scale: float
     dtype: torch.dtype
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        scaled = (x / (sigma**2 + 1) ** 0.5).to(self.dtype)
-        time = torch.tensor([timestep_of(sigma)], device=x.device)
+    def __call__(self, x: Tensor, at: Moment) -> Guess:
+        scaled = (x / (at.sigma**2 + 1) ** 0.5).to(self.dtype)
+        time = torch.tensor([at.timestep], device=x.device)
         count = x.shape[0]
-        if self.cfg_scale == 1:
-            noise = self._predict(scaled, time, [self.positive] * count)
-        else:
-            # Both halves in one call.
-            texts = [self.positive] * count + [self.negative] * count
-            towards, away = self._predict(torch.cat([scaled, scaled]), time, texts).chunk(2)
-            noise = away + (towards - away) * self.cfg_scale
-        return x - noise * sigma
+        scale = self.cfg_scale * at.cfg_share
+        if not at.guided or (scale == 1 and at.cfg_share == 1):
+            towards = self._predict(scaled, time, [self.positive] * count)
+            clean = x - towards * at.sigma
+            return Guess(clean, clean)
+        # Both halves in one call.
+        texts = [self.positive] * count + [self.negative] * count
+        towards, away = self._predict(torch.cat([scaled, scaled]), time, texts).chunk(2)
+        noise = away + (towards - away) * scale
+        return Guess(x - noise * at.sigma, x - away * at.sigma)
 
     def _predict(self, scaled: Tensor, time: Tensor, texts: Sequence[Tensor]) -> Tensor:
         times = time.expand(scaled.shape[0])
@@ -51,6 +80,6 @@ class Refined:
     refiner: Denoise
     switch_at: float
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        denoise = self.refiner if share_done(sigma) >= self.switch_at else self.base
-        return denoise(x, sigma)
+    def __call__(self, x: Tensor, at: Moment) -> Guess:
+        denoise = self.refiner if share_done(at.sigma) >= self.switch_at else self.base
+        return denoise(x, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from middleware_api.container import pictures
 from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
-from middleware_api.container.denoiser import Denoise
+from middleware_api.container.denoiser import Denoise, Moment
 from middleware_api.container.infotext import seed_of
 from middleware_api.container.noise import PictureNoise
 from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.samplers import Sampler, Walk
-from middleware_api.container.schedules import Plan
+from middleware_api.container.schedules import Plan, timestep_of
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,15 @@ class Pass:
         initial = start.filled(first)
         if initial is not None:
             x = x + initial * self.plan.image_scale
+        calls = itertools.count()
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            moment = Moment(sigma, timestep_of(sigma), next(calls))
+            return start.keep(self.denoise(x, moment).clean)
+
         walk = Walk(
             self.plan.sigmas,
-            lambda x, sigma: start.keep(self.denoise(x, sigma)),
+            denoise,
             step,
             fresh_noise=lambda: stack([noise.fresh() for noise in noises]),
             path_noise=lambda a, b: stack([noise.along_path(a, b) for noise in noises]),
