@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from aws_extension.answers import Checkpoint
 from aws_extension.pages.html import size
 from middleware_api.contract import NAME_MAX_BYTES, CheckpointType
+from middleware_api.weights_name import SHORT_HASH_DIGITS
 
 # "<lora:name:0.8>"; LyCORIS files go by the same list in the WebUI.
 _TAG = re.compile(r"<(\w+):([^:>]+)([^>]*)>")
@@ -24,8 +25,6 @@ _TAG_KINDS = {
 }
 # "name [0a1b2c3d4e]", as the WebUI writes titles
 _TITLE = re.compile(r"(?s)^(.*?)\s*\[([0-9a-fA-F]{8,64})\]$")
-# Ten digits or more begin a file's SHA-256. ControlNet's eight are of another kind.
-SHORTHASH_DIGITS = 10
 _EXTENSION = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
 # What stands where a name could, and names no file.
 _NO_FILE = frozenset(
@@ -300,7 +299,7 @@ def _cloud_files(kind: CheckpointType, cloud: Sequence[Checkpoint]) -> dict[str,
 
 
 def _by_hash(digits: str, there: Mapping[str, str]) -> str | None:
-    if len(digits) < SHORTHASH_DIGITS:
+    if len(digits) < SHORT_HASH_DIGITS:
         return None
     return next((name for name, sha256 in there.items() if sha256.startswith(digits)), None)
 
@@ -321,7 +320,7 @@ def _by_name(asked: Sequence[str], there: Iterable[str]) -> str | None:
 
 
 def _local_file(need: Need, files: Sequence[LocalFile]) -> LocalFile | None:
-    if len(need.shorthash) >= SHORTHASH_DIGITS:
+    if len(need.shorthash) >= SHORT_HASH_DIGITS:
         for file in files:
             if file.sha256.startswith(need.shorthash):
                 return file

@@ -14,7 +14,6 @@ from aws_extension.answers import Checkpoint
 from aws_extension.client import CloudClient
 from aws_extension.errors import Cancelled, CloudError, ModelsNotInCloud, UploadFailed
 from aws_extension.model_needs import (
-    SHORTHASH_DIGITS,
     LocalFile,
     Need,
     RequestWalk,
@@ -28,6 +27,7 @@ from aws_extension.uploader import UploadProgress, upload_checkpoint
 from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.local_models import HostModels
 from middleware_api.contract import CheckpointState, CheckpointType
+from middleware_api.weights_name import SHORT_HASH_DIGITS
 
 # The bar of the WebUI counts steps.
 _BAR_STEPS = 1000
@@ -51,7 +51,7 @@ class PreparedModels:
 
     def shorthash(self, name: str) -> str | None:
         """A file's hash as infotexts have it; None when the cloud does not know it."""
-        return self.sha256.get(name, "")[:SHORTHASH_DIGITS] or None
+        return self.sha256.get(name, "")[:SHORT_HASH_DIGITS] or None
 
     @property
     def checkpoint(self) -> str:

@@ -212,7 +212,7 @@ def _add_weights(router: APIRouter, service: WebUiService) -> None:
             WebUiCheckpoint(
                 title=file.title,
                 model_name=file.stem,
-                hash=file.short_hash,
+                hash=file.short_hash or None,
                 sha256=file.sha256 or None,
                 filename=file.name,
             )

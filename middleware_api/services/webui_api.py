@@ -16,7 +16,8 @@ from middleware_api.services.inference import (
     JobProgress,
 )
 from middleware_api.services.job_files import JobFiles
-from middleware_api.services.webui_models import WebUiModels, WeightsFile
+from middleware_api.services.webui_models import WebUiModels
+from middleware_api.weights_name import WeightsName
 
 CHECKPOINT_OPTION = "sd_model_checkpoint"
 CLIP_SKIP_OPTION = "CLIP_stop_at_last_layers"
@@ -180,13 +181,13 @@ class WebUiService:
         if clip_skip is not None:
             self._records.bind(_option_key(caller, CLIP_SKIP_OPTION), str(clip_skip))
 
-    def shown_checkpoint(self, options: Options) -> WeightsFile | None:
+    def shown_checkpoint(self, options: Options) -> WeightsName | None:
         """The checkpoint that requests take which name none; None when there is none (any more)."""
         with suppress(NotFound):
             return self._checkpoint(options.checkpoint)
         return None
 
-    def _checkpoint(self, wording: str | None) -> WeightsFile:
+    def _checkpoint(self, wording: str | None) -> WeightsName:
         kind = CheckpointType.STABLE_DIFFUSION
         if wording is not None:
             return self.models.find(kind, wording)
@@ -199,7 +200,7 @@ class WebUiService:
         return newest
 
     def _weights(
-        self, request: PictureRequest, checkpoint: WeightsFile
+        self, request: PictureRequest, checkpoint: WeightsName
     ) -> dict[CheckpointType, list[str]]:
         """The checkpoint, and whatever else the request names and is here."""
         models = self.models.mentioned(request.prompts)

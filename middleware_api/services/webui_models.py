@@ -5,43 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import PurePath
 
 from middleware_api.contract import PAGE_MAX, CheckpointState, CheckpointType
 from middleware_api.errors import NotFound
 from middleware_api.records import UsedCheckpoint
 from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.weights_name import WeightsName
 
-SHORT_HASH = 10
 _TITLE = re.compile(r"(?P<name>.*?)(?: ?\[(?P<hash>[0-9A-Fa-f]{8,64})\])?", re.DOTALL)
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 _EXTENSIONS = ("", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # `<lora:name:1>`, `<lyco:..>` (the same thing by its older name) and `<hypernet:..>`.
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,255})[:>]")
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """One file of an Active checkpoint; `sha256` is empty where it is not known."""
-
-    name: str
-    sha256: str
-
-    @property
-    def stem(self) -> str:
-        """Its name without the ending."""
-        return PurePath(self.name).stem
-
-    @property
-    def short_hash(self) -> str | None:
-        """As titles show it."""
-        return self.sha256[:SHORT_HASH] or None
-
-    @property
-    def title(self) -> str:
-        """`name.safetensors [hash]`, as the WebUI's list of checkpoints has it."""
-        return f"{self.name} [{self.short_hash}]" if self.sha256 else self.name
 
 
 class WebUiModels:
@@ -50,22 +25,22 @@ class WebUiModels:
     def __init__(self, checkpoint_service: CheckpointService) -> None:
         self._checkpoints = checkpoint_service
 
-    def files(self, kind: CheckpointType) -> list[WeightsFile]:
+    def files(self, kind: CheckpointType) -> list[WeightsName]:
         """Newest first, of several of one name the newest; at most a page of checkpoints."""
         page = self._checkpoints.page([CheckpointState.ACTIVE], [kind], PAGE_MAX, None)
-        newest: dict[str, WeightsFile] = {}
+        newest: dict[str, WeightsName] = {}
         for checkpoint in page.items:
             for file in checkpoint.files:
-                newest.setdefault(file.name, WeightsFile(file.name, file.sha256 or ""))
+                newest.setdefault(file.name, WeightsName(file.name, file.sha256 or ""))
         return list(newest.values())
 
-    def newest(self, kind: CheckpointType) -> WeightsFile | None:
+    def newest(self, kind: CheckpointType) -> WeightsName | None:
         """The checkpoint that became Active last; None when there is none."""
         page = self._checkpoints.page([CheckpointState.ACTIVE], [kind], 1, None)
         files = [file for checkpoint in page.items for file in checkpoint.files]
-        return WeightsFile(files[0].name, files[0].sha256 or "") if files else None
+        return WeightsName(files[0].name, files[0].sha256 or "") if files else None
 
-    def find(self, kind: CheckpointType, wording: str) -> WeightsFile:
+    def find(self, kind: CheckpointType, wording: str) -> WeightsName:
         """By file name, with or without its ending, by title, or by (the begin of) its sha256.
 
         A title's hash stands above its name: another file of that name is not the one that is
@@ -76,7 +51,7 @@ class WebUiModels:
         wanted = wanted.lower()
         found = self._by_name(kind, name)
         if found is not None and (not found.sha256 or found.sha256.startswith(wanted)):
-            return WeightsFile(found.name, found.sha256)
+            return WeightsName(found.name, found.sha256)
         if wanted or _HASH.fullmatch(name.lower()):
             for file in self.files(kind):
                 if file.sha256.startswith(wanted or name.lower()):
