@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from middleware_api import __version__
 from middleware_api.embedded.middleware import embedded
 from middleware_api.embedded.server import embedded_app
+from middleware_api.embedded.straight_body import StraightProtocol
 from middleware_api.settings import Settings, SettingsError, read_settings
 
 
@@ -60,7 +61,10 @@ def run(settings: Settings) -> None:
     print(f"listening on {base_url}", flush=True)
     if settings.token_path is not None:
         print(f"API token is in {settings.token_path}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=5, http=StraightProtocol
+    )
+    server = uvicorn.Server(config)
     try:
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean stop
             server.run(sockets=[listener])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class InferenceState(str, Enum):
@@ -247,6 +247,11 @@ class UploadPartUrl(TypedDict):
     url: str
 
 
+# What a part's PUT may carry for the store to check, each in base64: the CRC-32 (big endian) in the
+# header x-amz-checksum-crc32, or the MD5 in Content-MD5.
+PartChecksum = Literal["crc32", "md5"]
+
+
 class FileUpload(TypedDict):
     """Where one file's bytes go: an entry of `s3PresignUrl` (rows 17, 20 and 20b)."""
 
@@ -255,6 +260,7 @@ class FileUpload(TypedDict):
     bucket: str
     key: str
     part_size: int
+    checksum: PartChecksum
     parts: list[UploadPartUrl]
 
 

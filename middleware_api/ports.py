@@ -14,6 +14,7 @@ from middleware_api.contract import (
     EndpointState,
     Invocation,
     InvocationResult,
+    PartChecksum,
     PartTag,
     TrainState,
 )
@@ -107,6 +108,8 @@ class Objects(Protocol):
     """An object store with S3's ideas: keys, presigned URLs, multipart uploads."""
 
     bucket: str
+    part_checksum: PartChecksum
+    """Which checksum a part's PUT may carry, for the store to refuse bytes that do not fit."""
 
     def write(self, key: str, content: bytes) -> None:
         """Store a whole object; readers see the old one or the new one, never a mixture."""
@@ -129,8 +132,11 @@ class Objects(Protocol):
     def presigned_put(self, key: str, seconds: int) -> str:
         """A URL that writes one object."""
 
-    def start_multipart(self, key: str) -> str:
-        """Returns the upload id."""
+    def start_multipart(self, key: str, part_size: int = 0) -> str:
+        """Returns the upload id.
+
+        `part_size` is a promise: the bytes of every part but the last; 0 is none.
+        """
 
     def presigned_part(self, key: str, upload_id: str, number: int, seconds: int) -> str:
         """A URL that writes part `number` (from 1)."""

@@ -129,7 +129,7 @@ class Hook:
         self.is_done = False
 
     def __call__(self) -> bool:
-        has_parts = len([p for p in self._world.leftovers() if p.name != "key"]) > 0
+        has_parts = any(path.name.startswith("1-") for path in self._world.leftovers())
         if has_parts and not self.is_done:
             self.is_done = True
             self._act()

@@ -139,8 +139,10 @@ def checkpoint_router(
         if body.multi_parts_tags:
             tags = _tags(body)
             # Gigabytes are hashed and copied: not on the event loop.
-            after = await to_thread.run_sync(service.complete, checkpoint, tags)
+            after = await to_thread.run_sync(service.complete, checkpoint, tags, body.sha256)
         else:
+            if body.sha256:
+                raise InvalidRequest("goes only with multi_parts_tags", ("body", "sha256"))
             after = service.set_state(checkpoint, CheckpointState(body.status))
         return CheckpointAnswer(checkpoint=summary(after))
 

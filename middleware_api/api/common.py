@@ -100,6 +100,7 @@ def file_upload(upload: Upload) -> FileUploadAnswer:
         bucket=urls["bucket"],
         key=urls["key"],
         part_size=urls["part_size"],
+        checksum=urls["checksum"],
         parts=[{"PartNumber": p["PartNumber"], "url": p["url"]} for p in urls["parts"]],
         arrived=[
             ArrivedPart(PartNumber=part.number, ETag=part.etag, size=part.size)

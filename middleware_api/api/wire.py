@@ -48,6 +48,7 @@ from middleware_api.contract import (
     InferenceState,
     MergeMethod,
     ModelState,
+    PartChecksum,
     Scope,
     TaskType,
     TrainState,
@@ -309,11 +310,15 @@ Tags = dict[str, Annotated[list[PartTagBody], Field(max_length=PARTS_MAX)]]
 
 
 class CheckpointStateBody(BaseModel):
-    """What becomes of a checkpoint; the parts' tags by file name, with `Active` alone."""
+    """What becomes of a checkpoint; the parts' tags by file name, with `Active` alone.
+
+    With them may go a file's `sha256` that was not known yet when the upload began.
+    """
 
     checkpoint_id: str
     status: Literal["Active", "Disabled", "Fail"]
     multi_parts_tags: Tags = {}
+    sha256: dict[str, Sha256] = Field({}, description="By file name")
 
 
 class ModelBody(BaseModel):
@@ -572,13 +577,19 @@ class ArrivedPart(BaseModel):
 
 
 class FileUploadAnswer(BaseModel):
-    """An entry of `s3PresignUrl`: URLs for the parts that are missing, and those that are not."""
+    """An entry of `s3PresignUrl`: URLs for the parts that are missing, and those that are not.
+
+    A part's PUT may carry a checksum in base64, which the store then checks: its CRC-32 (big
+    endian) in `x-amz-checksum-crc32` where `checksum` is `crc32`, its MD5 in `Content-MD5` where
+    it is `md5`.
+    """
 
     filename: str
     upload_id: str
     bucket: str
     key: str
     part_size: int
+    checksum: PartChecksum
     parts: list[dict[str, int | str]]
     arrived: list[ArrivedPart]
 

@@ -8,7 +8,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from middleware_api.aws.faults import error_code
-from middleware_api.contract import PartTag
+from middleware_api.contract import PartChecksum, PartTag
 from middleware_api.errors import NotFound
 from middleware_api.multipart import require_parts
 from middleware_api.ports import StoredObject, StoredPart
@@ -22,6 +22,10 @@ class S3Objects:
     A presigned URL ends with the credentials that signed it: on Lambda that may be hours before
     its own time. Whoever is refused asks for a fresh one.
     """
+
+    # The one that S3 takes without having signed it: every x-amz-checksum-* would have to be
+    # known when the URL is made.
+    part_checksum: PartChecksum = "md5"
 
     def __init__(self, s3: Any, bucket: str) -> None:
         """`s3` is a boto3 client that signs by version 4."""
@@ -75,8 +79,8 @@ class S3Objects:
         """See `ports.Objects`."""
         return self._presigned("put_object", seconds, Key=key)
 
-    def start_multipart(self, key: str) -> str:
-        """See `ports.Objects`."""
+    def start_multipart(self, key: str, part_size: int = 0) -> str:
+        """See `ports.Objects`. S3 has no use for the promise."""
         upload_id: str = self._s3.create_multipart_upload(Bucket=self.bucket, Key=key)["UploadId"]
         return upload_id
 

@@ -1,10 +1,10 @@
 """The object store as a folder, with signed, expiring URLs that the same server answers.
 
     objects/<key>                 finished objects, under their own names
-    multipart/<upload id>/<n>     parts that have arrived whole, named `<n>-<etag>`
+    multipart/<upload id>/        parts, see `part_folder`
     incoming/                     what is being received; renamed when whole
 
-Every write lands in `incoming/` first, so a kill at any moment leaves a whole object or none.
+No object is written where it will lie, so a kill at any moment leaves a whole object or none.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import os
 import re
 import secrets
 import shutil
-import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from anyio import to_thread
-
-from middleware_api.contract import PartTag
+from middleware_api.contract import PartChecksum, PartTag
+from middleware_api.embedded.part_folder import PartFolder, Receiver
 from middleware_api.errors import Forbidden, NotFound
 from middleware_api.multipart import require_parts
 from middleware_api.ports import StoredObject, StoredPart
@@ -52,6 +52,7 @@ class FolderObjects:
     """`ports.Objects` in a folder."""
 
     bucket = "embedded"
+    part_checksum: PartChecksum = "crc32"
 
     def __init__(
         self, root: Path, signing_key: bytes, base_url: str, clock: Callable[[], float]
@@ -62,6 +63,8 @@ class FolderObjects:
         self._signing_key = signing_key
         self._base_url = base_url
         self._clock = clock
+        self._lock = threading.Lock()
+        self._part_folders: dict[str, PartFolder] = {}
         # What was being received when the last server stopped will not be finished.
         shutil.rmtree(self._incoming, ignore_errors=True)
         for folder in (self.root, self._multipart, self._incoming):
@@ -107,12 +110,13 @@ class FolderObjects:
         """See `ports.Objects`."""
         return self._sign(SignedTarget("PUT", key, self._expiry(seconds)))
 
-    def start_multipart(self, key: str) -> str:
+    def start_multipart(self, key: str, part_size: int = 0) -> str:
         """See `ports.Objects`."""
+        self.path(key)
         upload_id = secrets.token_hex(16)
-        folder = self._multipart / upload_id
-        folder.mkdir()
-        (folder / "key").write_text(key)
+        parts = PartFolder.begin(self._multipart / upload_id, part_size)
+        with self._lock:
+            self._part_folders[upload_id] = parts
         return upload_id
 
     def presigned_part(self, key: str, upload_id: str, number: int, seconds: int) -> str:
@@ -121,51 +125,35 @@ class FolderObjects:
 
     def write_part(self, key: str, upload_id: str, number: int, content: bytes) -> str:
         """See `ports.Objects`."""
-        folder = self._upload_folder(key, upload_id)
-        temporary = self._temporary()
-        temporary.write_bytes(content)
-        etag = _etag(zlib.crc32(content), len(content))
-        _put_part(temporary, folder, number, etag)
-        return etag
+        with self._parts(key, upload_id).receiver(number, self._temporary()) as receiver:
+            receiver.write(content)
+            return receiver.finish()
 
     def arrived_parts(self, key: str, upload_id: str) -> list[StoredPart]:
         """See `ports.Objects`."""
-        parts = []
-        for path in self._upload_folder(key, upload_id).glob("*-*"):
-            number, etag = path.name.split("-")
-            parts.append(StoredPart(int(number), etag, path.stat().st_size))
-        return sorted(parts, key=lambda part: part.number)
+        return self._parts(key, upload_id).arrived()
 
     def complete_multipart(self, key: str, upload_id: str, tags: Iterable[PartTag]) -> StoredObject:
-        """See `ports.Objects`. Hashes while it copies: the bytes are read once."""
+        """See `ports.Objects`."""
         target = self.path(key)
         if target.is_file():
             # We died between putting the object in place and saying so.
             self.abort_multipart(key, upload_id)
             return _describe(target)
-        folder = self._upload_folder(key, upload_id)
+        parts = self._parts(key, upload_id)
         chosen = list(tags)
-        arrived = self.arrived_parts(key, upload_id)
-        require_parts(arrived, chosen)
-        etags = {part.number: part.etag for part in arrived}
-        digest = hashlib.sha256()
+        require_parts(parts.arrived(), chosen)
         temporary = self._temporary()
-        with temporary.open("wb") as whole:
-            for tag in chosen:
-                number = tag["PartNumber"]
-                with (folder / f"{number}-{etags[number]}").open("rb") as part:
-                    while chunk := part.read(_CHUNK):
-                        digest.update(chunk)
-                        whole.write(chunk)
-            whole.flush()
-            os.fsync(whole.fileno())
+        sha256 = parts.make_whole([tag["PartNumber"] for tag in chosen], temporary)
         size = temporary.stat().st_size
         self._put_in_place(temporary, target)
-        shutil.rmtree(folder)
-        return StoredObject(size, digest.hexdigest())
+        self.abort_multipart(key, upload_id)
+        return StoredObject(size, sha256)
 
     def abort_multipart(self, key: str, upload_id: str) -> None:
         """See `ports.Objects`."""
+        with self._lock:
+            self._part_folders.pop(upload_id, None)
         shutil.rmtree(self._multipart / upload_id, ignore_errors=True)
 
     def path(self, key: str) -> Path:
@@ -186,24 +174,22 @@ class FolderObjects:
         if target.expires < self._clock():
             raise Forbidden("This URL has expired. Ask for a new one.", "url_expired")
 
-    async def receive(self, target: SignedTarget, body: AsyncIterator[bytes]) -> str:
-        """Store what a signed PUT brings; returns its ETag. Memory stays at one chunk."""
-        folder = self._upload_folder(target.key, target.upload_id) if target.upload_id else None
-        temporary = self._temporary()
-        crc = size = 0
-        try:
-            with temporary.open("wb") as file:
-                async for chunk in _in_large_chunks(body):
-                    crc = await to_thread.run_sync(_append, file.fileno(), chunk, crc)
-                    size += len(chunk)
-            etag = _etag(crc, size)
-            if folder is None:
-                self._put_in_place(temporary, self.path(target.key))
-            else:
-                _put_part(temporary, folder, target.part, etag)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return etag
+    def receiver(self, target: SignedTarget) -> Receiver:
+        """Takes what a signed PUT brings. Raises NotFound for an upload that is over."""
+        if target.upload_id:
+            parts = self._parts(target.key, target.upload_id)
+            return parts.receiver(target.part, self._temporary())
+        temporary, place = self._temporary(), self.path(target.key)
+        return Receiver(
+            temporary.open("wb", buffering=0),
+            lambda etag: self._put_in_place(temporary, place),
+            lambda: temporary.unlink(missing_ok=True),
+        )
+
+    def hash_ahead(self, target: SignedTarget) -> None:
+        """A part has just arrived: do now what its upload's completion would wait for."""
+        with suppress(NotFound):  # completed meanwhile
+            self._parts(target.key, target.upload_id).hash_ahead()
 
     def _sign(self, target: SignedTarget) -> str:
         query = {"expires": str(target.expires), "signature": self._signature(target)}
@@ -220,14 +206,17 @@ class FolderObjects:
     def _expiry(self, seconds: int) -> int:
         return int(self._clock()) + seconds
 
-    def _upload_folder(self, key: str, upload_id: str) -> Path:
-        folder = self._multipart / upload_id
-        if not re.fullmatch("[0-9a-f]{32}", upload_id) or not folder.is_dir():
-            raise NotFound(
-                f"The upload of '{key}' is finished or was given up. Start it again.",
-                "no_such_upload",
-            )
-        return folder
+    def _parts(self, key: str, upload_id: str) -> PartFolder:
+        with self._lock:
+            if (known := self._part_folders.get(upload_id)) is not None:
+                return known
+            folder = self._multipart / upload_id
+            if not re.fullmatch("[0-9a-f]{32}", upload_id) or not folder.is_dir():
+                raise NotFound(
+                    f"The upload of '{key}' is finished or was given up. Start it again.",
+                    "no_such_upload",
+                )
+            return self._part_folders.setdefault(upload_id, PartFolder(folder))
 
     def _temporary(self) -> Path:
         return self._incoming / secrets.token_hex(16)
@@ -235,39 +224,6 @@ class FolderObjects:
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, target)
-
-
-def _etag(crc: int, size: int) -> str:
-    """CRC-32 and size: enough to tell parts apart, at a fraction of MD5's cost."""
-    return f"{crc:08x}{size:x}"
-
-
-def _put_part(temporary: Path, folder: Path, number: int, etag: str) -> None:
-    """One part number has one content: the newest, as in S3."""
-    for older in folder.glob(f"{number}-*"):
-        older.unlink()
-    os.replace(temporary, folder / f"{number}-{etag}")
-
-
-def _append(descriptor: int, chunk: bytes, crc: int) -> int:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    return zlib.crc32(chunk, crc)
-
-
-async def _in_large_chunks(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Fewer trips to the disk's thread: network chunks are 64 KiB."""
-    waiting: list[bytes] = []
-    size = 0
-    async for chunk in body:
-        waiting.append(chunk)
-        size += len(chunk)
-        if size >= _CHUNK:
-            yield b"".join(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield b"".join(waiting)
 
 
 def _describe(path: Path) -> StoredObject:

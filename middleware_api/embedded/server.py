@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Header, Query, Request, Response
 from starlette.datastructures import Headers
 from starlette.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,6 +20,8 @@ from middleware_api.embedded.objects import (
     SignedTarget,
     caller_base_url,
 )
+from middleware_api.embedded.part_folder import crc_of_header
+from middleware_api.embedded.straight_body import Bodies
 from middleware_api.errors import NotFound
 
 Expires = Annotated[int, Query()]
@@ -45,7 +47,7 @@ def embedded_app(
         middleware.objects,
         stopping,
         lifespan=lifespan,
-        signed=objects_router(middleware.objects),
+        signed=objects_router(middleware.objects, stopping or (lambda: False)),
     )
     app.add_middleware(_CallerAddress)
     return app
@@ -63,10 +65,16 @@ class _CallerAddress:
         await self._app(scope, receive, send)
 
 
-def objects_router(objects: FolderObjects) -> APIRouter:
-    """GET (with ranges) and PUT; each signed for one method and one object or part."""
+def objects_router(
+    objects: FolderObjects, stopping: Callable[[], bool] = lambda: False
+) -> APIRouter:
+    """GET (with ranges) and PUT; each signed for one method and one object or part.
+
+    Pages of any origin may follow such a URL, as it is all the permission that there is.
+    """
     router = APIRouter(prefix=OBJECTS_PATH.rstrip("/"), include_in_schema=False)
     path = "/{key:path}"
+    bodies = Bodies(stopping)
 
     @router.get(path)
     async def read_object(key: str, expires: Expires, signature: Signature) -> Response:
@@ -75,7 +83,7 @@ def objects_router(objects: FolderObjects) -> APIRouter:
         if not file.is_file():
             raise NotFound(f"There is no object '{key}'.")
         # Answers ranges, and streams: a 4 GiB file never sits in memory.
-        return FileResponse(file)
+        return FileResponse(file, headers=_ANY_ORIGIN)
 
     @router.put(path)
     async def write_object(
@@ -83,12 +91,33 @@ def objects_router(objects: FolderObjects) -> APIRouter:
         request: Request,
         expires: Expires,
         signature: Signature,
+        tasks: BackgroundTasks,
         upload_id: Annotated[str, Query(alias="uploadId")] = "",
         part: Annotated[int, Query(alias="partNumber")] = 0,
+        crc32: Annotated[str | None, Header(alias="x-amz-checksum-crc32")] = None,
     ) -> Response:
         target = SignedTarget("PUT", key, expires, upload_id, part)
         objects.verify(target, signature)
-        etag = await objects.receive(target, request.stream())
-        return Response(headers={"ETag": f'"{etag}"'})
+        crc = crc_of_header(crc32)
+        with objects.receiver(target) as receiver:
+            await bodies.bring(request, receiver.write)
+            etag = receiver.finish(crc)
+        if upload_id:
+            # Behind the answer, in a thread.
+            tasks.add_task(objects.hash_ahead, target)
+        return Response(headers={"ETag": f'"{etag}"', **_ANY_ORIGIN})
+
+    @router.options(path)
+    async def allow(key: str) -> Response:
+        """What a browser asks before it puts a part from another origin's page."""
+        return Response(status_code=204, headers={**_ANY_ORIGIN, **_PREFLIGHT})
 
     return router
+
+
+_ANY_ORIGIN = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "ETag"}
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, PUT",
+    "Access-Control-Allow-Headers": "*",
+    "Access-Control-Max-Age": "3600",
+}

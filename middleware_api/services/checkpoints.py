@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 
 from middleware_api.contract import (
     CHECKPOINT_TRANSITIONS,
@@ -13,7 +14,7 @@ from middleware_api.contract import (
     PartTag,
     checkpoint_key,
 )
-from middleware_api.errors import Conflict, ContentDiffers, NotFound, StaleRecord
+from middleware_api.errors import Conflict, ContentDiffers, InvalidRequest, NotFound, StaleRecord
 from middleware_api.ports import Objects, Page, Records
 from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
 from middleware_api.services.access import Principal
@@ -174,13 +175,22 @@ class CheckpointService:
         _require_upload(checkpoint)
         return self._uploads.missing_parts(checkpoint.files)
 
-    def complete(self, checkpoint: Checkpoint, tags: dict[str, list[PartTag]]) -> Checkpoint:
-        """Make the uploaded parts a checkpoint that requests can name (`Initial` → `Active`)."""
+    def complete(
+        self,
+        checkpoint: Checkpoint,
+        tags: dict[str, list[PartTag]],
+        hashes: Mapping[str, str] = MappingProxyType({}),
+    ) -> Checkpoint:
+        """Make the uploaded parts a checkpoint that requests can name (`Initial` → `Active`).
+
+        `hashes` are SHA-256 by file name that were not known when it began.
+        """
         if checkpoint.state is CheckpointState.ACTIVE:
             return checkpoint  # the caller did not hear our first answer
         self._require(checkpoint, CheckpointState.ACTIVE)
         _require_upload(checkpoint)
         by_file = tags_by_file(f"Checkpoint '{checkpoint.id}'", checkpoint.files, tags)
+        checkpoint = self._with_hashes(checkpoint, hashes)
         try:
             for files in self._uploads.complete(checkpoint.files, by_file):
                 checkpoint = self._records.update(replace(checkpoint, files=files))
@@ -188,6 +198,26 @@ class CheckpointService:
             self.fail(checkpoint, fault.message)
             raise
         return self.activate(checkpoint)
+
+    def _with_hashes(self, checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Checkpoint:
+        if not hashes:
+            return checkpoint
+        known = {file.name: file.sha256 for file in checkpoint.files}
+        for name, sha256 in hashes.items():
+            if name not in known:
+                raise InvalidRequest(
+                    f"Checkpoint '{checkpoint.id}' has no file '{name}'.", ("body", "sha256", name)
+                )
+            if (announced := known[name]) is not None and announced != sha256:
+                raise Conflict(
+                    f"File '{name}' was announced with sha256 {announced}, and now {sha256}: it "
+                    "changed meanwhile. Start its upload again.",
+                    "content_differs",
+                )
+        return replace(
+            checkpoint,
+            files=tuple(replace(f, sha256=hashes.get(f.name, f.sha256)) for f in checkpoint.files),
+        )
 
     def activate(self, checkpoint: Checkpoint) -> Checkpoint:
         """Let requests name a checkpoint whose files are all in place."""

@@ -224,7 +224,7 @@ class ImportService:
         return CheckpointFile(
             name=source.name,
             key=key,
-            upload_id=self._objects.start_multipart(key),
+            upload_id=self._objects.start_multipart(key, PART_BYTES),
             parts=0,
             part_size=PART_BYTES,
             size=source.size,
@@ -295,7 +295,7 @@ class ImportService:
                 "times, and its host cannot go on with an interrupted one, or changes the file. "
                 "Download the file yourself and upload it."
             )
-        new = replace(old, upload_id=self._objects.start_multipart(old.key))
+        new = replace(old, upload_id=self._objects.start_multipart(old.key, old.part_size))
         try:
             run.note_source(replace(source, restarts=source.restarts + 1, received=0), new)
         except StaleRecord:

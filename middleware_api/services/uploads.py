@@ -51,7 +51,7 @@ class Uploads:
         return CheckpointFile(
             name=file.name,
             key=key,
-            upload_id=self._objects.start_multipart(key),
+            upload_id=self._objects.start_multipart(key, part_size),
             parts=parts,
             part_size=part_size,
             size=file.size,
@@ -105,6 +105,7 @@ class Uploads:
                 bucket=self._objects.bucket,
                 key=file.key,
                 part_size=file.part_size,
+                checksum=self._objects.part_checksum,
                 parts=[
                     {
                         "PartNumber": number,
