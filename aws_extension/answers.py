@@ -117,10 +117,14 @@ class ArrivedPart:
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """Where the missing parts of one file go; `urls` by part number, `part_size` in bytes."""
+    """Where the missing parts of one file go; `urls` by part number, `part_size` in bytes.
+
+    `checksum` is the kind that the store checks, "" where it tells none.
+    """
 
     filename: str
     part_size: int
+    checksum: str
     urls: Mapping[int, str]
     arrived: tuple[ArrivedPart, ...]
 
@@ -342,6 +346,7 @@ def parse_checkpoint_upload(raw: object) -> CheckpointUpload:
         UploadPlan(
             filename=plan.text("filename"),
             part_size=plan.integer("part_size"),
+            checksum=plan.optional_text("checksum"),
             urls={part.integer("PartNumber"): part.text("url") for part in plan.objects("parts")},
             arrived=tuple(
                 ArrivedPart(part.integer("PartNumber"), part.text("ETag"))

@@ -257,12 +257,14 @@ class CloudClient:
     def create_checkpoint(
         self, kind: CheckpointType, filename: str, size: int, sha256: str, parts: int
     ) -> CheckpointUpload:
-        """Row 20 (POST); safe to repeat, for the same content answers with the same upload."""
+        """Row 20 (POST). With a `sha256` it is safe to repeat: the same content answers with the
+        same upload. Without, "", it may be told when the upload is completed."""
+        file: dict[str, object] = {"filename": filename, "parts_number": parts, "size": size}
+        if sha256:
+            file["sha256"] = sha256
         document: dict[str, object] = {
             "checkpoint_type": kind.value,
-            "filenames": [
-                {"filename": filename, "parts_number": parts, "size": size, "sha256": sha256}
-            ],
+            "filenames": [file],
             "params": {},
         }
         return parse_checkpoint_upload(http.decode(self._call("POST", "/checkpoint", document)))
@@ -273,20 +275,43 @@ class CloudClient:
         return parse_checkpoint_upload(http.decode(self._call("GET", path)))
 
     def complete_checkpoint(
-        self, checkpoint_id: str, tags: Mapping[str, Sequence[PartTag]]
+        self,
+        checkpoint_id: str,
+        tags: Mapping[str, Sequence[PartTag]],
+        sha256: Mapping[str, str] | None = None,
     ) -> Checkpoint:
-        """Row 21: the parts are all there, make it Active."""
-        document = {
+        """Row 21: the parts are all there, make it Active. `sha256` by file name."""
+        document: dict[str, object] = {
             "checkpoint_id": checkpoint_id,
             "status": CheckpointState.ACTIVE.value,
             "multi_parts_tags": {name: list(parts) for name, parts in tags.items()},
         }
+        if sha256:
+            document["sha256"] = dict(sha256)
         return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
 
     def set_checkpoint_state(self, checkpoint_id: str, state: CheckpointState) -> Checkpoint:
         """Row 21: disable, enable again, or give an upload up."""
         document = {"checkpoint_id": checkpoint_id, "status": state.value}
         return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
+
+    def delete_checkpoint(self, checkpoint_id: str) -> None:
+        """Forget a checkpoint and its bytes; one that is gone already is as good."""
+        try:
+            self._call("DELETE", "/checkpoint", params={"id": checkpoint_id})
+        except NotFound:
+            return
+
+    def import_checkpoint(self, kind: CheckpointType, url: str) -> Checkpoint:
+        """Row 30: have the server fetch a weights file from a URL; one however often it is sent."""
+        document: dict[str, object] = {
+            "checkpointType": kind.value,
+            "modelUrl": [url],
+            "params": {},
+        }
+        return self._checkpoint_of(
+            self._call("POST", "/upload_checkpoint", document, idempotency_key=str(uuid.uuid4()))
+        )
 
     def _checkpoint_of(self, answer: Response) -> Checkpoint:
         return parse_checkpoint(_object(answer).get("checkpoint"))

@@ -5,6 +5,7 @@ CloudError
 ├── ConnectionLost           the server was not reached, or stopped answering
 ├── UnexpectedAnswer         an answer that does not follow the HTTP contract
 ├── ApiError                 the server refused: status, message, request id
+│   ├── BadRequest           400
 │   ├── Unauthorised         401
 │   ├── Forbidden            403
 │   ├── NotFound             404
@@ -51,6 +52,10 @@ class ApiError(CloudError):
         self.status = status
         self.code = code
         self.request_id = request_id
+
+
+class BadRequest(ApiError):
+    """400: a store that did not get the bytes which their checksum belongs to."""
 
 
 class Unauthorised(ApiError):
@@ -124,6 +129,7 @@ class Cancelled(CloudError):
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
+    400: BadRequest,
     401: Unauthorised,
     403: Forbidden,
     404: NotFound,

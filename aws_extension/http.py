@@ -25,7 +25,7 @@ from middleware_api.contract import ON_BEHALF_HEADER, REQUEST_ID_HEADER, TOKEN_H
 
 # To connect, and between two reads. The first also bounds each send: see PartBody.
 TIMEOUT_SECONDS = (10.0, 60.0)
-POOL_SIZE = 8
+POOL_SIZE = 16  # as many as parts go out at once
 
 Params = Mapping[str, str | int | list[str]]
 

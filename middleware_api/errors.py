@@ -1,6 +1,7 @@
 """What a service can refuse, and how.
 
 ServiceError
+├── Damaged            400  bytes that arrived otherwise than they were sent
 ├── InvalidRequest     422  a value that fits no rule; the field is named
 ├── Forbidden          403  the token has no right for this act
 ├── NotFound           404  no such thing
@@ -30,6 +31,13 @@ class ServiceError(Exception):
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code
+
+
+class Damaged(ServiceError):
+    """The bytes are not those that their checksum belongs to."""
+
+    status = 400
+    code = "checksum_differs"
 
 
 class InvalidRequest(ServiceError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,31 @@ def test_an_object_is_made_of_exactly_the_parts_that_are_named(store: Store) -> 
     with pytest.raises(Conflict, match="must rise"):
         objects.complete_multipart(key, upload, [third, new])
     assert objects.complete_multipart(key, upload, [new, third]).size == PART_MIN_BYTES + 3
+
+
+def test_parts_of_a_promised_size_come_in_any_order_and_again(store: Store) -> None:
+    objects, key = store.objects, "VAE/checkpoint/1/d.pt"
+    upload = objects.start_multipart(key, PART_MIN_BYTES)
+    third = send(store, key, upload, 3, b"end")
+    first = send(store, key, upload, 1, FULL_PART)
+    send(store, key, upload, 2, b"q" * PART_MIN_BYTES)
+    second = send(store, key, upload, 2, b"r" * PART_MIN_BYTES)
+    whole = objects.complete_multipart(key, upload, [first, second, third])
+    content = FULL_PART + b"r" * PART_MIN_BYTES + b"end"
+    assert objects.read(key) == content
+    assert (whole.size, whole.sha256) in [
+        (len(content), sha256) for sha256 in (None, hashlib.sha256(content).hexdigest())
+    ]
+
+
+def test_a_promise_of_size_that_was_not_kept_costs_nothing(store: Store) -> None:
+    """Fewer parts than there could be, and all of them where others would lie."""
+    objects, key = store.objects, "VAE/checkpoint/1/e.pt"
+    upload = objects.start_multipart(key, PART_MIN_BYTES + 1)
+    first = send(store, key, upload, 1, FULL_PART)
+    third = send(store, key, upload, 3, b"end")
+    assert objects.complete_multipart(key, upload, [first, third]).size == PART_MIN_BYTES + 3
+    assert objects.read(key) == FULL_PART + b"end"
 
 
 def test_an_upload_that_was_given_up_is_gone(store: Store) -> None:

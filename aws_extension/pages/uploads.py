@@ -9,7 +9,8 @@ from pathlib import Path
 
 from aws_extension.access import CloudAccess
 from aws_extension.errors import CloudError, ConnectionLost
-from aws_extension.uploader import UploadProgress, upload_checkpoint
+from aws_extension.upload_progress import UploadProgress
+from aws_extension.uploader import upload_checkpoint
 from middleware_api.contract import CheckpointType
 
 

@@ -23,7 +23,8 @@ from aws_extension.model_needs import (
     parse_name,
     resolve,
 )
-from aws_extension.uploader import UploadProgress, upload_checkpoint
+from aws_extension.upload_progress import UploadProgress
+from aws_extension.uploader import upload_checkpoint
 from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.local_models import HostModels
 from middleware_api.contract import CheckpointState, CheckpointType

@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 
 from aws_extension.client import CloudClient
 from aws_extension.errors import CloudError
-from aws_extension.uploader import UploadProgress, upload_checkpoint
+from aws_extension.upload_progress import UploadProgress
+from aws_extension.uploader import upload_checkpoint
 from middleware_api.contract import CheckpointType, EndpointState, TaskType
 
 CHECKPOINT = Path(__file__).parent / "demo.safetensors"

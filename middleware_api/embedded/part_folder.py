@@ -15,13 +15,13 @@ import binascii
 import hashlib
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from middleware_api.errors import Conflict, ContentDiffers, InvalidRequest, NotFound
+from middleware_api.crc32 import crc32
+from middleware_api.errors import Conflict, Damaged, InvalidRequest, NotFound
 from middleware_api.ports import StoredPart
 
 _CHUNK = 4 * 1024 * 1024
@@ -69,19 +69,18 @@ class Receiver:
                 "Cut the file by part_size.",
                 "part_too_large",
             )
-        self._crc = zlib.crc32(view, self._crc)
+        self._crc = crc32(view, self._crc)
         self._size += len(view)
         while view:
             view = view[self._file.write(view) :]
 
     def finish(self, crc: int | None = None) -> str:
-        """All bytes are written; their ETag. Raises ContentDiffers unless they have this CRC-32."""
+        """All bytes are written; their ETag. Raises Damaged unless they have this CRC-32."""
         self._file.close()
         if crc is not None and crc != self._crc:
-            raise ContentDiffers(
+            raise Damaged(
                 f"The bytes arrived with CRC-32 {self._crc:08x}, but {crc:08x} was announced: they "
-                "were damaged on their way. Send them again.",
-                "checksum_differs",
+                "were damaged on their way. Send them again."
             )
         etag = _etag(self._crc, self._size)
         self._settle(etag)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +19,7 @@ STORE = "http://store.test"
 
 @dataclass
 class FakeStore:
-    """Rows 20, 20b and 21 for one file, and the store behind them."""
+    """Rows 20 to 22 for one file, and the store behind them."""
 
     part_size: int
     content: bytes
@@ -25,6 +27,10 @@ class FakeStore:
     active: bool = False
     expire_first_urls: bool = False
     lose_every_first_try: bool = False
+    damage_every_first_try: bool = False
+    checksum: str = "crc32"
+    sizes: list[int] = field(default_factory=list)
+    told: str = ""
     mention_arrived: bool = True
     parts: dict[int, bytes] = field(default_factory=dict)
     tries: Counter[int] = field(default_factory=Counter)
@@ -39,7 +45,16 @@ class FakeStore:
         address = urlsplit(sent.url)
         if sent.url.startswith(STORE):
             return self._take(int(address.path[1:]), int(parse_qs(address.query)["set"][0]), sent)
+        if address.path.endswith("/checkpoints"):
+            return FakeAnswer(
+                body={"checkpoints": [{**self._checkpoint(), "size": s} for s in self.sizes]}
+            )
+        if sent.method == "DELETE" or (sent.method == "PUT" and sent.json["status"] == "Fail"):
+            self.parts.clear()
+            return FakeAnswer(body={"checkpoint": self._checkpoint(), "message": "deleted"})
         if sent.method == "PUT":
+            (self.told,) = sent.json["sha256"].values()
+            assert self.told == hashlib.sha256(self.content).hexdigest()
             tags = sent.json["multi_parts_tags"][self.name]
             assert [tag["PartNumber"] for tag in tags] == sorted(self.parts)
             assert all(tag["ETag"] == self._etag(tag["PartNumber"]) for tag in tags)
@@ -47,7 +62,7 @@ class FakeStore:
             return FakeAnswer(body={"statusCode": 200, "checkpoint": self._checkpoint()})
         if sent.method == "POST":
             (file,) = sent.json["filenames"]
-            assert file["sha256"] == hashlib.sha256(self.content).hexdigest()
+            assert file.get("sha256") in (None, hashlib.sha256(self.content).hexdigest())
             assert file["size"] == len(self.content)
         return FakeAnswer(body=self._upload(sent.method == "GET" or self.mention_arrived))
 
@@ -59,6 +74,14 @@ class FakeStore:
         if self.expire_first_urls and url_set == 1:
             return FakeAnswer(403, b"<Error><Code>AccessDenied</Code></Error>")
         assert sent.headers["Content-Length"] == str(len(sent.body))
+        crc = base64.b64encode(zlib.crc32(sent.body).to_bytes(4, "big")).decode()
+        md5 = base64.b64encode(hashlib.md5(sent.body).digest()).decode()
+        assert sent.headers.get("x-amz-checksum-crc32") == (
+            crc if self.checksum == "crc32" else None
+        )
+        assert sent.headers.get("Content-MD5") == (md5 if self.checksum == "md5" else None)
+        if self.damage_every_first_try and self.tries[number] == 1:
+            return FakeAnswer(400, b"<Error><Code>BadDigest</Code></Error>")
         self.parts[number] = sent.body
         return FakeAnswer(headers={"ETag": self._etag(number)}, body=b"")
 
@@ -86,6 +109,7 @@ class FakeStore:
                     "bucket": "b",
                     "key": "k",
                     "part_size": self.part_size,
+                    "checksum": self.checksum,
                     "parts": [
                         {"PartNumber": n, "url": f"{STORE}/{n}?set={self.issued}"} for n in missing
                     ],

@@ -11,7 +11,8 @@ from PIL import Image
 from aws_extension import errors
 from aws_extension.client import CloudClient, Merge, WaitStatus
 from aws_extension.pictures import encode_picture
-from aws_extension.uploader import UploadProgress, upload_checkpoint
+from aws_extension.upload_progress import UploadProgress
+from aws_extension.uploader import upload_checkpoint
 from middleware_api.contract import (
     BODY_MAX_BYTES,
     MIB,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from aws_extension import errors
-from aws_extension.uploader import Meter, UploadProgress, duration, upload_checkpoint
-from middleware_api.contract import CheckpointState, CheckpointType
+from aws_extension.known_hashes import KnownHashes, stamp_of
+from aws_extension.pace import Pace
+from aws_extension.upload_progress import Meter, UploadProgress, duration
+from aws_extension.uploader import HASH_FIRST_BYTES, give_up, upload_checkpoint
+from middleware_api.contract import MIB, CheckpointState, CheckpointType
 from tests.extension.fake_store import FakeStore
 
 KIND = CheckpointType.STABLE_DIFFUSION
@@ -34,7 +38,8 @@ def test_a_file_arrives_whole_and_its_progress_is_told(fake_client, model):
 
 
 def test_what_had_arrived_before_is_no_speed_of_ours(fake_time):
-    meter = Meter(1_000_000, fake_time, arrived=600_000)
+    meter = Meter(1_000_000, fake_time)
+    meter.begin(600_000)
     fake_time.now = 1.0
     meter.add(100_000)
     progress = meter.progress()
@@ -138,3 +143,86 @@ def test_a_missing_file_is_named(fake_client, tmp_path):
     client, _ = fake_client(lambda sent: AssertionError("nothing may be sent"))
     with pytest.raises(errors.UploadFailed, match="Check the path"):
         upload_checkpoint(client, tmp_path / "absent.safetensors", KIND)
+
+
+def test_a_part_that_was_damaged_on_its_way_is_sent_again(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes(), damage_every_first_try=True)
+    client, _ = fake_client(store)
+    upload_checkpoint(client, model, KIND)
+    assert store.active
+    assert set(store.tries.values()) == {2}
+
+
+@pytest.mark.parametrize("checksum", ["crc32", "md5", ""])
+def test_parts_carry_the_checksum_that_the_store_asks_for(fake_client, model, checksum):
+    store = FakeStore(300_000, model.read_bytes(), checksum=checksum)
+    client, _ = fake_client(store)
+    upload_checkpoint(client, model, KIND)
+    assert store.active
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Larger than what is read before anything is asked."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        for number in range(HASH_FIRST_BYTES // MIB + 1):
+            file.write(bytes([number]) * MIB)
+    return path
+
+
+def test_a_large_file_that_nobody_has_hashed_is_sent_while_it_is_read(fake_client, large, tmp_path):
+    store = FakeStore(10 * MIB, large.read_bytes())
+    client, transport = fake_client(store)
+    hashes = KnownHashes(tmp_path / "state")
+    upload_checkpoint(client, large, KIND, hashes=hashes)
+    assert store.active
+    created = next(sent for sent in transport.sent if sent.method == "POST")
+    assert "sha256" not in created.json["filenames"][0]
+    assert store.told == hashes.get(large) == hashlib.sha256(store.content).hexdigest()
+
+
+def test_a_file_of_a_size_that_the_cloud_knows_is_read_first(fake_client, large):
+    content = large.read_bytes()
+    store = FakeStore(10 * MIB, content, active=True, sizes=[len(content)])
+    client, transport = fake_client(store)
+    upload_checkpoint(client, large, KIND)
+    assert [sent.method for sent in transport.sent] == ["GET", "POST"]
+
+
+def test_a_hash_is_of_the_file_as_it_was_read(model, tmp_path):
+    hashes = KnownHashes(tmp_path / "state")
+    hashes.put(model, stamp_of(model), "ab" * 32)
+    assert KnownHashes(tmp_path / "state").get(model) == "ab" * 32
+    model.write_bytes(b"other")
+    assert hashes.get(model) == ""
+
+
+def test_what_was_given_up_is_forgotten_on_both_sides(fake_client, model, tmp_path):
+    store = FakeStore(300_000, model.read_bytes())
+    client, _ = fake_client(store)
+    state = tmp_path / "state"
+    with pytest.raises(errors.Cancelled):
+        upload_checkpoint(
+            client, model, KIND, state_folder=state, should_cancel=lambda: bool(store.parts)
+        )
+    give_up(client, model, state)
+    give_up(client, model, state)
+    assert (store.parts, list(state.iterdir())) == ({}, [])
+
+
+def test_more_lanes_are_tried_and_taken_back_when_they_bring_nothing(fake_time):
+    pace = Pace(fake_time)
+    assert pace.part_size(10 * MIB) == 10 * MIB
+    assert pace.part_size(2048 * MIB) == 21 * MIB
+    assert pace.part_size(10**12) == -(-(10**12) // 1000 // MIB) * MIB
+    pace.begin(0)
+    sent, lanes = 0, []
+    # A line that eight lanes fill.
+    for _ in range(6):
+        fake_time.now += 2.0
+        sent += min(pace.lanes, 8) * 2 * 40 * MIB
+        pace.note(sent)
+        lanes.append(pace.lanes)
+    assert lanes == [6, 8, 10, 8, 8, 8]
+    assert pace.part_size(2048 * MIB) == 40 * MIB
