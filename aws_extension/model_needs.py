@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from aws_extension.answers import Checkpoint
-from aws_extension.pages.html import size
+from aws_extension.quantities import size
 from middleware_api.contract import NAME_MAX_BYTES, CheckpointType
 from middleware_api.weights_name import SHORT_HASH_DIGITS
 

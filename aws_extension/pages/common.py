@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,13 @@ import gradio as gr
 
 from aws_extension.client import CloudClient
 from aws_extension.errors import CloudError
+from aws_extension.users import browser_user, login_user
 from middleware_api.contract import CheckpointState, CheckpointType
 
 ANY_ENDPOINT = "Automatic"
 # Made by sdaws.js, 128 random bits: whoever holds it is that browser's user.
 BROWSER_COOKIE = "sdaws_user"
-_BROWSER_KEY = re.compile(r"[0-9a-f]{32}")
 _COOKIE = re.compile(rf"(?:^|;\s*){BROWSER_COOKIE}=([^;]*)")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9._@-]{1,59}")
 
 
 @contextmanager
@@ -41,25 +39,6 @@ def user_of(request: gr.Request) -> str:
     headers = request.headers
     found = _COOKIE.search(headers["cookie"]) if "cookie" in headers else None
     return browser_user(found[1] if found else "")
-
-
-def login_user(name: str) -> str:
-    """The cloud's name for someone who has logged in to the host."""
-    return f"user-{name}" if _PLAIN_NAME.fullmatch(name) else f"login-{_short_hash(name)}"
-
-
-def browser_user(key: str) -> str:
-    """The cloud's name for the browser that holds this key (a hash: the name opens nothing)."""
-    if not _BROWSER_KEY.fullmatch(key):
-        raise CloudError(
-            "This browser cannot be told from others, so its pictures could not be kept apart. "
-            "Allow cookies for this page, then load it again."
-        )
-    return f"browser-{_short_hash(key)}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def endpoint_choices(client: CloudClient) -> list[str]:

@@ -11,7 +11,7 @@ from modules import images, img2img, processing, scripts, sd_models, sd_vae
 from aws_extension.access import CloudAccess
 from aws_extension.errors import CloudError
 from aws_extension.fan_out import Capacity
-from aws_extension.pages.common import browser_user, login_user
+from aws_extension.users import browser_user, login_user
 from aws_extension.webui import host_scripts
 from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.cloud_names import find_cloud_checkpoint
