@@ -14,6 +14,8 @@ from middleware_api.services.imports import FILE_MAX_BYTES
 
 TOKEN_MIN_LENGTH = 20
 IMPORT_MAX_BYTES = 32 * 1024**3
+# Each takes its libraries' memory (0.4 GB) before any weights.
+MAX_WORKERS = 12
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -26,7 +28,8 @@ class Settings:
     """What `python -m middleware_api serve` runs with.
 
     `token_path` is where the token was read from or written to; None when it came from the
-    environment. `port` 0 picks a free one. Checkpoints may be imported from public hosts and from
+    environment. `port` 0 picks a free one. All endpoints together have at most `max_workers`
+    instances. Checkpoints may be imported from public hosts and from
     `import_hosts`, wherever those are, in files of up to `import_max_bytes`.
     """
 
@@ -36,6 +39,7 @@ class Settings:
     api_token: str
     token_path: Path | None
     job_seconds: float
+    max_workers: int = MAX_WORKERS
     import_hosts: frozenset[str] = frozenset()
     import_max_bytes: int = IMPORT_MAX_BYTES
 
@@ -82,6 +86,7 @@ def read_settings(environment: Mapping[str, str], **options: str | None) -> Sett
         api_token=token,
         token_path=token_path,
         job_seconds=float(_number("SDAWS_JOB_SECONDS", value("job_seconds", "3600"), 1, 86400)),
+        max_workers=_number("SDAWS_MAX_WORKERS", value("max_workers", str(MAX_WORKERS)), 1, 1000),
         import_hosts=_hosts("SDAWS_IMPORT_HOSTS", value("import_hosts", "")),
         import_max_bytes=_number(
             "SDAWS_IMPORT_MAX_BYTES",

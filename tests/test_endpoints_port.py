@@ -18,6 +18,7 @@ from middleware_api.embedded.database import Database
 from middleware_api.embedded.endpoints import ProcessEndpoints
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.worker import WorkerSettings
+from middleware_api.errors import Conflict
 from middleware_api.ports import EndpointChanged, Endpoints, InvocationFinished, TrainingChanged
 from middleware_api.records import Endpoint
 from tests.aws import BUCKET, TABLE, aws
@@ -49,7 +50,9 @@ def endpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Endpoi
     if request.param == "embedded":
         database = Database(tmp_path / "queue.sqlite3")
         processes = ProcessEndpoints(
-            JobQueue(database, time.time), lambda _: WorkerSettings(tmp_path, threads=1)
+            JobQueue(database, time.time),
+            lambda _: WorkerSettings(tmp_path, threads=1),
+            max_workers=2,
         )
         processes.tell(Heard())
         yield processes
@@ -101,3 +104,23 @@ def test_a_job_is_accepted_once_it_is_queued_and_again_changes_nothing(
     assert endpoints.accepted(JOB["job_id"])
     assert endpoints.withdraw(JOB["job_id"]), "no instance has begun it"
     assert endpoints.patience_seconds > 3600
+
+
+def test_a_machine_takes_no_more_workers_than_it_may_run(tmp_path: Path) -> None:
+    database = Database(tmp_path / "queue.sqlite3")
+    processes = ProcessEndpoints(
+        JobQueue(database, time.time),
+        lambda _: WorkerSettings(tmp_path, threads=1, program="this"),
+        max_workers=2,
+    )
+    processes.tell(Heard())
+    try:
+        with pytest.raises(Conflict, match="may run 2 in all"):
+            processes.create(replace(FIXED, initial_instance_count=3))
+        assert state(processes, FIXED) is EndpointState.DELETED
+        processes.create(replace(FIXED, initial_instance_count=2))
+        with pytest.raises(Conflict, match="SDAWS_MAX_WORKERS"):
+            processes.create(replace(FIXED, id="another", initial_instance_count=1))
+    finally:
+        processes.stop()
+        database.close()

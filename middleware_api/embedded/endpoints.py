@@ -17,6 +17,7 @@ from middleware_api.embedded.worker import (
     WorkerSettings,
     WorkerStopping,
 )
+from middleware_api.errors import Conflict
 from middleware_api.ports import (
     EndpointChanged,
     EndpointStatus,
@@ -54,10 +55,12 @@ class ProcessEndpoints:
         self,
         queue: JobQueue,
         settings_for: Callable[[int], WorkerSettings],
+        max_workers: int,
     ) -> None:
         """`settings_for` gets the number of workers on this machine."""
         self._queue = queue
         self._settings_for = settings_for
+        self._max_workers = max_workers
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         self._sink: EventSink
@@ -67,11 +70,26 @@ class ProcessEndpoints:
         self._sink = sink
 
     def create(self, endpoint: Endpoint) -> None:
-        """See `ports.Endpoints`. Also takes an endpoint up again after a restart."""
+        """See `ports.Endpoints`."""
+        self._start(endpoint, self._max_workers)
+
+    def resume(self, endpoint: Endpoint) -> None:
+        """Take an endpoint up again after a restart, also if fewer workers are allowed now."""
+        self._start(endpoint, None)
+
+    def _start(self, endpoint: Endpoint, max_workers: int | None) -> None:
         running = _Running(endpoint, settled=endpoint.state)
         with self._lock:
+            others = sum(r.endpoint.initial_instance_count for r in self._running.values())
+            workers = others + endpoint.initial_instance_count
+            if max_workers is not None and workers > max_workers:
+                raise Conflict(
+                    f"This machine runs {others} worker(s), and may run {max_workers} in all. "
+                    "Delete an endpoint first, ask for fewer instances, or raise "
+                    "SDAWS_MAX_WORKERS.",
+                    "too_many_workers",
+                )
             self._running[endpoint.id] = running
-            workers = sum(r.endpoint.initial_instance_count for r in self._running.values())
         settings = self._settings_for(workers)
         for number in range(endpoint.initial_instance_count):
             slot = _Slot(f"{endpoint.name}/{number}", self, running, self._queue, settings)

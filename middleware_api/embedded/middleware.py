@@ -73,7 +73,7 @@ class Embedded:
                 if endpoint.state is EndpointState.DELETING:
                     self.endpoints.delete(endpoint)
                 else:
-                    self.endpoints.create(endpoint)
+                    self.endpoints.resume(endpoint)
             cursor = page.next_cursor
             if cursor is None:
                 return
@@ -108,7 +108,7 @@ def embedded(
             objects.root, threads, job_seconds=settings.job_seconds, program=worker_program
         )
 
-    endpoints = ProcessEndpoints(queue, worker_settings)
+    endpoints = ProcessEndpoints(queue, worker_settings, settings.max_workers)
     imports = ThreadImports()
     services = make_services(
         records,
