@@ -117,8 +117,14 @@ class Objects(Protocol):
     def read(self, key: str) -> bytes:
         """Raises NotFound."""
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on; fewer where the object ends. Raises NotFound."""
+
     def size(self, key: str) -> int | None:
         """Bytes of an object, or None when there is none."""
+
+    def delete(self, key: str) -> None:
+        """Delete one object; none is no error."""
 
     def delete_all(self, prefix: str) -> None:
         """Delete every object below a prefix that ends in '/'; none is no error."""

@@ -70,6 +70,23 @@ def test_an_object_comes_back_as_it_was_written(store: Store) -> None:
         store.objects.read("out/a/none.png")
 
 
+def test_a_piece_of_an_object_is_read_alone(store: Store) -> None:
+    store.objects.write("out/a/weights", b"0123456789")
+    pieces = [(0, 8), (8, 1), (8, 100), (10, 5), (99, 1), (3, 0)]
+    read = [store.objects.read_range("out/a/weights", *piece) for piece in pieces]
+    assert read == [b"01234567", b"8", b"89", b"", b"", b""]
+    with pytest.raises(NotFound):
+        store.objects.read_range("out/a/none", 0, 8)
+
+
+def test_one_object_is_deleted_and_not_its_neighbour(store: Store) -> None:
+    for key in ("out/a/m.pt", "out/a/m.pt.old"):
+        store.objects.write(key, b"x")
+    store.objects.delete("out/a/m.pt")
+    store.objects.delete("out/a/m.pt")
+    assert store.objects.keys("out/a/") == ["out/a/m.pt.old"]
+
+
 def test_names_that_artists_give(store: Store) -> None:
     for name in ("straße é 日本.safetensors", "a+b [1] (c).txt", "b."):
         key = f"dataset/{name}"

@@ -45,6 +45,20 @@ class S3Objects:
         content: bytes = answer["Body"].read()
         return content
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """See `ports.Objects`."""
+        if length == 0:  # S3 knows no such range
+            return b""
+        wanted = f"bytes={start}-{start + length - 1}"
+        try:
+            answer = self._s3.get_object(Bucket=self.bucket, Key=key, Range=wanted)
+        except ClientError as error:
+            if error_code(error) == "InvalidRange":  # it begins where the object ends, or behind
+                return b""
+            raise _no_object(error, key) from error
+        content: bytes = answer["Body"].read()
+        return content
+
     def size(self, key: str) -> int | None:
         """See `ports.Objects`."""
         try:
@@ -55,6 +69,10 @@ class S3Objects:
             raise
         size: int = head["ContentLength"]
         return size
+
+    def delete(self, key: str) -> None:
+        """See `ports.Objects`."""
+        self._s3.delete_object(Bucket=self.bucket, Key=key)
 
     def delete_all(self, prefix: str) -> None:
         """See `ports.Objects`."""

@@ -83,10 +83,23 @@ class FolderObjects:
         except (FileNotFoundError, IsADirectoryError) as error:
             raise NotFound(f"There is no object '{key}'.") from error
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """See `ports.Objects`."""
+        try:
+            with self.path(key).open("rb") as file:
+                file.seek(start)
+                return file.read(length)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise NotFound(f"There is no object '{key}'.") from error
+
     def size(self, key: str) -> int | None:
         """See `ports.Objects`."""
         path = self.path(key)
         return path.stat().st_size if path.is_file() else None
+
+    def delete(self, key: str) -> None:
+        """See `ports.Objects`."""
+        self.path(key).unlink(missing_ok=True)
 
     def delete_all(self, prefix: str) -> None:
         """See `ports.Objects`."""
