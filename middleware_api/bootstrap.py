@@ -8,6 +8,7 @@ from collections.abc import Callable
 from middleware_api.ports import Endpoints, Imports, Objects, Records, TrainingJobs
 from middleware_api.remote_files import RemoteFiles
 from middleware_api.services.access import AccessService
+from middleware_api.services.admission import AdmissionService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
@@ -40,9 +41,6 @@ def make_services(
     """The services over any set of adapters."""
     access_service = AccessService(records, admin_token, clock, new_id)
     checkpoint_service = CheckpointService(records, objects, clock, new_id)
-    import_service = ImportService(
-        records, objects, imports, fetcher, checkpoint_service, clock, new_id
-    )
     endpoint_service = EndpointService(records, endpoints, clock, new_id)
     job_files = JobFiles(objects)
     inference_service = InferenceService(
@@ -54,6 +52,12 @@ def make_services(
         access_service,
         clock,
         new_id,
+    )
+    admission_service = AdmissionService(
+        records, objects, checkpoint_service, inference_service, clock
+    )
+    import_service = ImportService(
+        records, objects, imports, fetcher, checkpoint_service, admission_service, clock, new_id
     )
     merging_service = MergingService(records, inference_service, checkpoint_service, new_id)
     dataset_service = DatasetService(records, objects, clock, new_id)
@@ -75,6 +79,7 @@ def make_services(
         endpoints=endpoint_service,
         checkpoints=checkpoint_service,
         imports=import_service,
+        admission=admission_service,
         datasets=dataset_service,
         models=model_service,
         training=training_service,

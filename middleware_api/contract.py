@@ -107,10 +107,13 @@ class TaskType(str, Enum):
     EXTRA_BATCH_IMAGES = "extra-batch-images"
     INTERROGATE = "interrogate"
     MERGE = "merge"
+    CONVERT = "convert"
 
 
-# A merge has a route of its own, with other fields.
-SUBMITTABLE_TASKS = tuple(task for task in TaskType if task is not TaskType.MERGE)
+# A merge has a route of its own, with other fields; what arrived as a pickle is converted unasked.
+SUBMITTABLE_TASKS = tuple(
+    task for task in TaskType if task not in (TaskType.MERGE, TaskType.CONVERT)
+)
 # Those that sample, and so need a Stable-diffusion checkpoint.
 SAMPLING_TASKS = (TaskType.TXT2IMG, TaskType.IMG2IMG)
 
@@ -208,6 +211,28 @@ def is_valid_name(name: str) -> bool:
 
 
 SAFETENSORS = ".safetensors"
+# Files of torch are pickles, which can run programs: they are only ever converted.
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_ENDING = r"\.(safetensors|ckpt|pt|pth|bin)(\.tar)?$"
+_WEIGHTS = re.compile(_ENDING, re.IGNORECASE)
+# The same for readers of the OpenAPI document.
+WEIGHTS_SCHEMA_PATTERN = rf"^[\w\-()+\[\]][\w .\-()+\[\]]*{_ENDING}"
+
+
+def is_weights_name(name: str) -> bool:
+    """Whether a checkpoint's file may be named so."""
+    return _WEIGHTS.search(name) is not None
+
+
+def weights_name(name: str) -> str:
+    """The name of a checkpoint's file; an old client's `.tar` behind it is none of it."""
+    return name.removesuffix(".tar")
+
+
+def is_pickled(name: str) -> bool:
+    """Whether a file of that name has to be converted before it is a checkpoint's."""
+    return name.lower().endswith(PICKLED)
+
 
 # Bounds of one request; beyond them the API answers 422 (413 for the body).
 SIZE_MIN, SIZE_MAX = 8, 4096
@@ -396,13 +421,24 @@ def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> 
 
 
 def merged_checkpoint_id(merge_job_id: str) -> str:
-    """Id of the checkpoint that a merge makes; the only ones whose keys containers write."""
+    """Id of the checkpoint that a merge makes."""
     return f"merge-{merge_job_id}"
 
 
 def merged_file_name(stem: str, kind: MergedKind) -> str:
     """Name of the file that a merge makes."""
     return f"{stem}{kind.value}{SAFETENSORS}"
+
+
+def conversion_id(checkpoint_id: str) -> str:
+    """Id of the job that converts a checkpoint's files, and of the folder that they go to: with
+    merges' the only ones whose keys containers write."""
+    return f"convert-{checkpoint_id}"
+
+
+def converted_name(name: str) -> str:
+    """Name of the file that a pickled one is converted to."""
+    return f"{name.rpartition('.')[0]}{SAFETENSORS}"
 
 
 def model_prefix(kind: CheckpointType, name: str, model_id: str) -> str:

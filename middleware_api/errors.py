@@ -7,7 +7,8 @@ ServiceError
 ├── NotFound           404  no such thing
 ├── Conflict           409  not allowed in this state
 │   ├── StaleRecord         somebody else changed the record first
-│   └── ContentDiffers       the stored bytes are not the announced ones
+│   ├── ContentDiffers       the stored bytes are not the announced ones
+│   └── FileRefused          the stored bytes are not what a checkpoint may be made of
 ├── TooLarge           413
 ├── QuotaExceeded      429  the token's jobs of today are used up
 ├── NotAvailable       501  the contract has it, this deployment cannot do it
@@ -82,6 +83,12 @@ class ContentDiffers(Conflict):
     """An upload is whole, and is not what was announced."""
 
     code = "content_differs"
+
+
+class FileRefused(Conflict):
+    """A weights file that is broken, dangerous, or none."""
+
+    code = "file_refused"
 
 
 class TooLarge(ServiceError):

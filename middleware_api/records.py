@@ -121,7 +121,8 @@ class CheckpointFile:
     """One weights file: what was announced of it, and where its parts go.
 
     `size` (bytes) and `sha256` (hex) are the caller's words until the upload is complete, then
-    the store's. `upload_id` is empty once the bytes are in place.
+    the store's. `upload_id` is empty once the bytes are in place. `original_name` and
+    `original_sha256` are those of the pickled file that this one was converted from, if it was.
     """
 
     name: str
@@ -131,6 +132,13 @@ class CheckpointFile:
     part_size: int
     size: int | None = None
     sha256: str | None = None
+    original_name: str = ""
+    original_sha256: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may call it."""
+        return (self.name, self.original_name) if self.original_name else (self.name,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +167,9 @@ class Checkpoint(Record):
 
     An imported one has a source for each file, in the same order, and no files until all hosts
     have told their names. Until `leased_until` one runner has the import, and nobody else.
+
+    `arrived_at` is when the bytes of one that must be converted were all in place; `waits_for`
+    says in words what it waits for since then. `keep_original`: the pickled files stay.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -169,6 +180,9 @@ class Checkpoint(Record):
     params: dict[str, object] = field(default_factory=dict)
     sources: tuple[ImportSource, ...] = ()
     leased_until: float = 0.0
+    arrived_at: float | None = None
+    waits_for: str = ""
+    keep_original: bool = False
     error: str = ""
 
     @property

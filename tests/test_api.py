@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.server import REPOSITORY, Server
+from tests.weights import safetensors
 
 MIB = 1024 * 1024
 MODELS = {"Stable-diffusion": ["absent.safetensors"]}
@@ -162,7 +163,7 @@ def test_pages_are_newest_first_and_follow_the_cursor(server: Server) -> None:
 
 
 def test_an_upload_goes_on_after_the_server_was_killed(server: Server) -> None:
-    content = bytes(range(256)) * (12 * MIB // 256)
+    content = safetensors(bytes(range(256)) * (12 * MIB // 256))
     created = server.client.post(
         "/checkpoint",
         json={

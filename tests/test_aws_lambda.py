@@ -28,6 +28,7 @@ from middleware_api.records import Checkpoint, Endpoint, InferenceJob
 from middleware_api.services.access import ADMIN
 from tests.aws import REGION, Aws, aws
 from tests.test_aws_endpoints import SETTINGS
+from tests.weights import safetensors
 
 TOKEN = "the deployment's own token"
 QUEUE = "events"
@@ -147,7 +148,7 @@ class Deployment:
         )
         (upload,) = made["s3PresignUrl"]
         key, upload_id = upload["key"], upload["upload_id"]
-        etag = self.middleware.objects.write_part(key, upload_id, 1, b"weights")
+        etag = self.middleware.objects.write_part(key, upload_id, 1, safetensors())
         status, _ = self.call(
             "PUT",
             "/checkpoint",

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
-from middleware_api.contract import CheckpointState, CheckpointType
+from middleware_api.contract import CheckpointState, CheckpointType, conversion_id
 from middleware_api.errors import Conflict, NotFound
 from middleware_api.fetching import Fetcher, FetchPolicy
 from middleware_api.records import Checkpoint
@@ -39,11 +40,15 @@ from tests.hostile_host import (
     redirect,
 )
 from tests.hostile_host import World as Outside
+from tests.hostile_weights import saved, tarred
+from tests.weights import HEADER_BYTES, safetensors, safetensors_beginning
 from tests.world import ME
 from tests.world import World as Services
 
-WEIGHTS = random.Random(1).randbytes(2 * PART_BYTES + PART_BYTES // 2)
-OTHER_WEIGHTS = random.Random(2).randbytes(len(WEIGHTS))
+WEIGHTS, OTHER_WEIGHTS = (
+    safetensors(random.Random(seed).randbytes(2 * PART_BYTES + PART_BYTES // 2 - HEADER_BYTES))
+    for seed in (1, 2)
+)
 MAX_BYTES = 8 * PART_BYTES
 HOST = "http://weights.example"
 HERE = f"{HOST}/model.safetensors{TOKEN}"
@@ -164,14 +169,14 @@ def test_an_import_becomes_a_checkpoint_that_requests_can_name(world: World) -> 
 
 
 def test_several_urls_are_the_files_of_one_checkpoint(world: World) -> None:
-    world.answers["/a.safetensors"] = answer(b"first")
+    world.answers["/a.safetensors"] = answer(safetensors(b"first"))
     world.answers["/b"] = answer(
-        b"second", Content_Disposition='attachment; filename="b.safetensors"'
+        safetensors(b"second"), Content_Disposition='attachment; filename="b.safetensors"'
     )
     active = world.run(world.begin(f"{HOST}/a.safetensors", f"{HOST}/b"))
     assert active.state is CheckpointState.ACTIVE
     assert [file.name for file in active.files] == ["a.safetensors", "b.safetensors"]
-    assert world.bytes_of(active) == [b"first", b"second"]
+    assert world.bytes_of(active) == [safetensors(b"first"), safetensors(b"second")]
     for name in ("a.safetensors", "b.safetensors"):
         assert active.id in world.services.checkpoints.resolve(KIND, name).key
 
@@ -296,6 +301,9 @@ def test_only_tries_that_brought_nothing_are_counted(world: World) -> None:
         (redirect("http://inside.example/" + TOKEN), "not on the public internet"),
         (redirect("file:///etc/passwd"), "Only http and https"),
         (answer(b"x", Content_Disposition='attachment; filename="../x"'), "no name that can be"),
+        (answer(b"x", Content_Disposition='attachment; filename="m.zip"'), "weights are only"),
+        (answer(safetensors()[:-1]), "is no whole .safetensors file"),
+        (answer(tarred()), "is a tar archive"),
     ],
 )
 def test_what_cannot_be_imported_fails_with_the_reason(
@@ -506,12 +514,32 @@ def test_parts_that_the_store_has_forgotten_are_fetched_again(world: World) -> N
     assert world.bytes_of(world.run_when_it_is_time(waiting)) == [WEIGHTS]
 
 
+def test_an_imported_file_of_torch_waits_for_its_conversion_and_is_fetched_once(
+    world: World,
+) -> None:
+    world.answers["/m.ckpt"] = answer(saved({"a": torch.ones(2)}))
+    begun = world.begin(f"{HOST}/m.ckpt{TOKEN}")
+    waiting = world.run(begun)
+    assert (waiting.state, progress(waiting)) == (CheckpointState.INITIAL, 1.0)
+    assert "waits for an endpoint" in waiting.waits_for
+    assert waiting.sources[0].url == ""
+    asked = len(world.outside.host.requests)
+    world.imports.begun.clear()
+    world.deploy("studio")
+    world.pass_time(LEASE_SECONDS)
+    world.service.recover()
+    assert world.imports.begun == []
+    assert world.run(waiting) == world.now_of(waiting)
+    assert len(world.outside.host.requests) == asked
+    assert list(world.compute.orders) == [conversion_id(begun.id)]
+
+
 def test_an_import_takes_no_parts_from_its_owner(world: World) -> None:
     begun = world.begin()
     service = world.services.checkpoints
     for act in (
         lambda: service.missing_parts(begun),
-        lambda: service.complete(begun, {"model.safetensors": []}),
+        lambda: world.services.admission.complete(begun, {"model.safetensors": []}),
         lambda: service.set_state(begun, CheckpointState.ACTIVE),
     ):
         with pytest.raises(Conflict, match="is being imported"):
@@ -540,8 +568,10 @@ def test_the_same_key_is_the_same_import(world: World) -> None:
 def test_a_runner_holds_a_few_parts_of_a_large_file_in_memory(world: World) -> None:
     def large(_: Request, wire: Wire) -> None:
         wire.send(head(Content_Length=MAX_BYTES))
+        beginning = safetensors_beginning(MAX_BYTES)
         piece = bytes(65_536)
-        wire.send(*(piece for _ in range(MAX_BYTES // len(piece))))
+        wire.send(beginning, piece[len(beginning) :])
+        wire.send(*(piece for _ in range(MAX_BYTES // len(piece) - 1)))
 
     world.answers[PATH] = large
     begun = world.begin()

@@ -16,8 +16,9 @@ from middleware_api.services.imports import PART_BYTES
 from middleware_api.settings import SettingsError, read_settings
 from tests.hostile_host import ETAG, TOKEN, Host, Request, Wire, answer, head
 from tests.server import Server, until
+from tests.weights import HEADER_BYTES, safetensors
 
-WEIGHTS = random.Random(3).randbytes(3 * PART_BYTES)
+WEIGHTS = safetensors(random.Random(3).randbytes(3 * PART_BYTES - HEADER_BYTES))
 PATH = "/model.safetensors"
 ENDED = ("Active", "Fail")
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from middleware_api.demo.random_weights import write_random_checkpoint
 from tests.server import Server, until
+from tests.weights import safetensors
 
 REQUEST = {
     "task_type": "txt2img",
@@ -183,7 +184,7 @@ def test_deleting_an_endpoint_ends_its_jobs_with_the_reason(studio: Server) -> N
 
 
 def test_a_broken_checkpoint_fails_the_job_and_not_the_worker(studio: Server) -> None:
-    studio.upload(b"not weights at all" * 10, "broken.safetensors")
+    studio.upload(safetensors(b"no weights of a model"), "broken.safetensors")
     broken = {**REQUEST, "models": {"Stable-diffusion": ["broken.safetensors"]}}
     job = studio.finished(studio.submit(**broken))
     assert job["status"] == "failed"

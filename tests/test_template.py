@@ -18,7 +18,12 @@ from middleware_api.api.reference import service_description
 from middleware_api.aws.events import ENDPOINT_CHANGE, TRAINING_CHANGE
 from middleware_api.aws.settings import AwsSettings, read_aws_settings
 from middleware_api.aws.table import EXPIRES, schema
-from middleware_api.contract import CheckpointType, checkpoint_key, merged_checkpoint_id
+from middleware_api.contract import (
+    CheckpointType,
+    checkpoint_key,
+    conversion_id,
+    merged_checkpoint_id,
+)
 from middleware_api.deploy import package
 from middleware_api.deploy.routes import routes, with_routes
 from tests.aws_calls import actions, called_operations
@@ -58,8 +63,9 @@ LAMBDAS_OWN = {
 }
 
 
-# Where merged checkpoints lie; nothing that users upload does.
+# Where merged and converted checkpoints lie; nothing that users upload does.
 MERGED = checkpoint_key(CheckpointType.STABLE_DIFFUSION, merged_checkpoint_id("*"), "*")
+CONVERTED = checkpoint_key(CheckpointType.LORA, conversion_id("*"), "*").replace("Lora", "*")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +155,7 @@ def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template
         "${Bucket.Arn}/out/*",
         "${Bucket.Arn}/sagemaker_output/*",
         f"${{Bucket.Arn}}/{MERGED}",
+        f"${{Bucket.Arn}}/{CONVERTED}",
     ]
 
 
@@ -158,7 +165,9 @@ def test_the_container_gives_up_no_upload_but_its_own(template: Json) -> None:
         for s in statements_of(template, "EndpointRole")
         if "s3:AbortMultipartUpload" in as_list(s["Action"])
     )
-    assert statement["Resource"] == {"Fn::Sub": f"${{Bucket.Arn}}/{MERGED}"}
+    assert statement["Resource"] == [
+        {"Fn::Sub": f"${{Bucket.Arn}}/{key}"} for key in (MERGED, CONVERTED)
+    ]
 
 
 def test_the_container_may_read_and_write_what_its_code_does(template: Json) -> None:

@@ -107,7 +107,7 @@ def test_the_answer_has_the_pictures_the_parameters_and_the_info(
 def test_the_request_names_the_checkpoint_else_the_option_else_it_is_the_newest(
     world: World, client: TestClient
 ) -> None:
-    for name in ("a.safetensors", "b.ckpt", "c.safetensors"):
+    for name in ("a.safetensors", "b.safetensors", "c.safetensors"):
         world.checkpoint(name)
         world.now += 1
     draw(world)
@@ -116,7 +116,7 @@ def test_the_request_names_the_checkpoint_else_the_option_else_it_is_the_newest(
     set_ = client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "b"})
     assert (set_.status_code, set_.json()) == (200, None)
     ask(client)
-    assert used(world) == {"Stable-diffusion": ["b.ckpt"]}
+    assert used(world) == {"Stable-diffusion": ["b.safetensors"]}
     ask(client, override_settings={"sd_model_checkpoint": "a.safetensors"})
     assert used(world) == {"Stable-diffusion": ["a.safetensors"]}
     absent = client.post(
@@ -150,12 +150,12 @@ def test_what_the_request_names_goes_along(world: World, client: TestClient) -> 
     kinds = {
         "style.safetensors": CheckpointType.LORA,
         "unused.safetensors": CheckpointType.LORA,
-        "net.pt": CheckpointType.HYPERNETWORKS,
-        "easy-neg.pt": CheckpointType.EMBEDDINGS,
-        "easy.pt": CheckpointType.EMBEDDINGS,
-        "neg2.pt": CheckpointType.EMBEDDINGS,
+        "net.safetensors": CheckpointType.HYPERNETWORKS,
+        "easy-neg.safetensors": CheckpointType.EMBEDDINGS,
+        "easy.safetensors": CheckpointType.EMBEDDINGS,
+        "neg2.safetensors": CheckpointType.EMBEDDINGS,
         "kl.vae.safetensors": CheckpointType.VAE,
-        "canny.pth": CheckpointType.CONTROLNET,
+        "canny.safetensors": CheckpointType.CONTROLNET,
         "refiner.safetensors": CheckpointType.STABLE_DIFFUSION,
     }
     for name, kind in kinds.items():
@@ -174,13 +174,13 @@ def test_what_the_request_names_goes_along(world: World, client: TestClient) -> 
     )
     found = used(world)
     # "easy" is a word of its own within "EASY-NEG": the WebUI's words end at hyphens too.
-    assert sorted(found.pop("embeddings")) == ["easy-neg.pt", "easy.pt"]
+    assert sorted(found.pop("embeddings")) == ["easy-neg.safetensors", "easy.safetensors"]
     assert found == {
         "Stable-diffusion": ["main.safetensors", "refiner.safetensors"],
         "Lora": ["style.safetensors"],
-        "hypernetworks": ["net.pt"],
+        "hypernetworks": ["net.safetensors"],
         "VAE": ["kl.vae.safetensors"],
-        "ControlNet": ["canny.pth"],
+        "ControlNet": ["canny.safetensors"],
     }
     assert sent(world)["refiner_checkpoint"] == "refiner.safetensors"
 

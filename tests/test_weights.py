@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.server import Server
+from tests.weights import safetensors
 
 URL_PATH = "/inference/generate-s3-presigned-url-for-uploading"
 
@@ -31,8 +32,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_each_list_has_the_active_names_of_its_type(shared: Server, path: str, kind: str) -> None:
     path = f"/inference/{path}"
     assert shared.client.get(path).json() == []
-    shared.upload(b"one", "one.safetensors", kind)
-    two = shared.upload(b"two", "two.safetensors", kind)
+    shared.upload(safetensors(b"one"), "one.safetensors", kind)
+    two = shared.upload(safetensors(b"two"), "two.safetensors", kind)
     assert shared.client.get(path).json() == ["two.safetensors", "one.safetensors"]
     page = shared.client.get(path, params={"limit": 1})
     rest = shared.client.get(path, params={"cursor": page.headers["X-Next-Cursor"]})

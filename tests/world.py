@@ -13,6 +13,7 @@ from middleware_api.contract import (
     EndpointState,
     Invocation,
     InvocationResult,
+    PartTag,
     Scope,
     TaskType,
 )
@@ -27,7 +28,9 @@ from middleware_api.services.events import EventHandlers, reconcile
 from middleware_api.services.inference import InferenceRequest
 from middleware_api.services.uploads import NewFile
 from tests.pretend_training import PretendTrainingJobs
+from tests.weights import safetensors
 
+WEIGHTS = safetensors()
 ADMIN_TOKEN = "the deployment's own token"
 
 
@@ -140,13 +143,14 @@ class World:
         self,
         name: str = "m.safetensors",
         kind: CheckpointType = CheckpointType.STABLE_DIFFUSION,
-        content: bytes = b"weights",
+        content: bytes = WEIGHTS,
     ) -> Checkpoint:
-        """An Active checkpoint."""
+        """An Active checkpoint; Initial when it must be converted."""
         service = self.services.checkpoints
         checkpoint, _ = service.create(ME, kind, [NewFile(name, 1)], {})
         etag = self.put_part(checkpoint, content)
-        return service.complete(checkpoint, {name: [{"PartNumber": 1, "ETag": etag}]})
+        tags = {name: [PartTag(PartNumber=1, ETag=etag)]}
+        return self.services.admission.complete(checkpoint, tags)
 
     def put_part(self, checkpoint: Checkpoint, content: bytes) -> str:
         """Lay part 1 where a signed PUT would."""

@@ -78,7 +78,7 @@ def create_app(
         event_router(services.inference, stopping),
         webui_router(services.webui, services.inference, stopping, gateway),
         endpoint_router(services.endpoints),
-        checkpoint_router(services.checkpoints, services.imports, objects),
+        checkpoint_router(services.checkpoints, services.admission, services.imports, objects),
         weights_router(services.checkpoints, services.merging, objects),
         model_router(services.models, objects),
         train_router(services.training, objects),

@@ -42,15 +42,19 @@ from middleware_api.contract import (
 from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.records import Checkpoint
+from middleware_api.services.admission import AdmissionService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.imports import ImportService, progress
 from middleware_api.services.uploads import NewFile
 
 
 def checkpoint_router(
-    service: CheckpointService, imports: ImportService, objects: Objects
+    service: CheckpointService,
+    admission: AdmissionService,
+    imports: ImportService,
+    objects: Objects,
 ) -> APIRouter:
-    """The routes over the two services that make checkpoints."""
+    """The routes over the services that make checkpoints."""
     router = APIRouter(route_class=StrictRoute, tags=["checkpoints"])
 
     def location(checkpoint: Checkpoint) -> str:
@@ -68,6 +72,7 @@ def checkpoint_router(
             params=_shown_params(checkpoint),
             sources=[source.shown_url for source in checkpoint.sources],
             progress=progress(checkpoint),
+            message=checkpoint.waits_for,
             error=checkpoint.error,
         )
 
@@ -81,9 +86,10 @@ def checkpoint_router(
             created=checkpoint.created_at,
             params=_shown_params(checkpoint),
             size=sum(file.size or 0 for file in checkpoint.files),
-            sha256=[file.sha256 or "" for file in checkpoint.files],
+            sha256=[file.original_sha256 or file.sha256 or "" for file in checkpoint.files],
             sources=[source.shown_url for source in checkpoint.sources],
             progress=progress(checkpoint),
+            message=checkpoint.waits_for,
             error=checkpoint.error,
         )
 
@@ -97,7 +103,9 @@ def checkpoint_router(
             NewFile(file.filename, file.parts_number, file.size, file.sha256)
             for file in body.filenames
         ]
-        checkpoint, uploads = service.create(principal, body.checkpoint_type, files, body.params)
+        checkpoint, uploads = service.create(
+            principal, body.checkpoint_type, files, body.params, body.keep_original
+        )
         return CheckpointUploadAnswer(
             checkpoint=summary(checkpoint), s3PresignUrl=[file_upload(u) for u in uploads]
         )
@@ -110,7 +118,12 @@ def checkpoint_router(
         if len(set(body.modelUrl)) < len(body.modelUrl):
             raise InvalidRequest("the same URL twice", ("body", "modelUrl"))
         checkpoint = imports.create(
-            principal, body.checkpointType, body.modelUrl, body.params, idempotency_key
+            principal,
+            body.checkpointType,
+            body.modelUrl,
+            body.params,
+            idempotency_key,
+            body.keep_original,
         )
         return CheckpointAnswer(checkpoint=summary(checkpoint))
 
@@ -134,12 +147,15 @@ def checkpoint_router(
     async def update_checkpoint(
         principal: Caller, body: Annotated[CheckpointStateBody, Body()]
     ) -> CheckpointAnswer:
-        """Finish an upload (`Active` with its parts' tags), give it up, disable or enable."""
+        """Finish an upload (`Active` with its parts' tags), give it up, disable or enable.
+
+        Files are examined first; those of torch are converted, and it is Initial until then.
+        """
         checkpoint = service.get_own(principal, body.checkpoint_id)
         if body.multi_parts_tags:
             tags = _tags(body)
             # Gigabytes are hashed and copied: not on the event loop.
-            after = await to_thread.run_sync(service.complete, checkpoint, tags, body.sha256)
+            after = await to_thread.run_sync(admission.complete, checkpoint, tags, body.sha256)
         else:
             if body.sha256:
                 raise InvalidRequest("goes only with multi_parts_tags", ("body", "sha256"))

@@ -40,6 +40,7 @@ from middleware_api.contract import (
     STABLE_DIFFUSION_MAX,
     STEPS_MAX,
     SUBMITTABLE_TASKS,
+    WEIGHTS_SCHEMA_PATTERN,
     CheckpointState,
     CheckpointType,
     DatasetState,
@@ -53,6 +54,8 @@ from middleware_api.contract import (
     TaskType,
     TrainState,
     is_valid_name,
+    is_weights_name,
+    weights_name,
 )
 from middleware_api.remote_files import UrlRefused, parse_url
 
@@ -70,6 +73,15 @@ def _name(value: str) -> str:
     if not is_valid_name(value):
         raise ValueError(NAME_RULE)
     return value
+
+
+def _weights_name(value: str) -> str:
+    if not is_weights_name(value):
+        raise ValueError(
+            "weights are .safetensors, .ckpt, .pt, .pth or .bin files; unpack an archive, and "
+            "upload the weights in it"
+        )
+    return weights_name(value)
 
 
 def _first_alternative(value: object) -> object:
@@ -130,6 +142,8 @@ def _fit_the_task(
 # The schema that the document shows says the same but for the bytes, which JSON Schema cannot.
 _NAME_SCHEMA = {"type": "string", "pattern": NAME_SCHEMA_PATTERN, "maxLength": NAME_MAX_BYTES}
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema(_NAME_SCHEMA)]
+_WEIGHTS_SCHEMA = {**_NAME_SCHEMA, "pattern": WEIGHTS_SCHEMA_PATTERN}
+WeightsName = Annotated[Name, AfterValidator(_weights_name), WithJsonSchema(_WEIGHTS_SCHEMA)]
 NameOrNone = Annotated[Name | None, BeforeValidator(_none_if_unset)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 SourceUrl = Annotated[
@@ -283,20 +297,34 @@ class CheckpointFileBody(BaseModel):
     sha256: Sha256 | None = None
 
 
-class CheckpointBody(BaseModel):
+class CheckpointWeightsBody(CheckpointFileBody):
+    """A checkpoint's file: .safetensors, or .ckpt, .pt, .pth or .bin, which are converted."""
+
+    filename: WeightsName
+
+
+class _CheckpointParams(BaseModel):
+    params: dict[str, Any] = Field(
+        {}, description="Your own words; keep_original: true keeps files that are converted"
+    )
+
+    @property
+    def keep_original(self) -> bool:
+        return self.params.get("keep_original") is True
+
+
+class CheckpointBody(_CheckpointParams):
     """A new checkpoint: one weights file, or several that belong together."""
 
     checkpoint_type: CheckpointType
-    filenames: list[CheckpointFileBody] = Field(min_length=1, max_length=100)
-    params: dict[str, Any] = {}
+    filenames: list[CheckpointWeightsBody] = Field(min_length=1, max_length=100)
 
 
-class ImportBody(BaseModel):
+class ImportBody(_CheckpointParams):
     """Weights files for the server to fetch; several are the files of one checkpoint."""
 
     checkpointType: Kind
     modelUrl: list[SourceUrl] = Field(min_length=1, max_length=IMPORT_FILES_MAX)
-    params: dict[str, Any] = {}
 
 
 class PartTagBody(BaseModel):
@@ -555,7 +583,8 @@ class CheckpointSummary(BaseModel):
     """A checkpoint in short.
 
     `sources` are the URLs that it is imported from, without their queries; `progress` is 0..1 of
-    such an import, null for an upload or where a host does not tell its file's size.
+    such an import, null for an upload or where a host does not tell its file's size. `message`
+    says what an `Initial` one waits for once its bytes are all here.
     """
 
     id: str
@@ -565,6 +594,7 @@ class CheckpointSummary(BaseModel):
     params: dict[str, Any]
     sources: list[str]
     progress: float | None
+    message: str
     error: str
 
 
@@ -610,8 +640,8 @@ class CheckpointUploadAnswer(CheckpointAnswer):
 class CheckpointListItem(BaseModel):
     """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files.
 
-    `sha256` has its file's at the place that `name` has its name, empty where it is not known;
-    `sources` and `progress` as in CheckpointSummary.
+    `sha256` has its file's at the place that `name` has its name, empty where it is not known; of
+    a converted file it is the one of what was uploaded. The others are as in CheckpointSummary.
     """
 
     id: str
@@ -625,6 +655,7 @@ class CheckpointListItem(BaseModel):
     sha256: list[str]
     sources: list[str]
     progress: float | None
+    message: str
     error: str
 
 

@@ -238,7 +238,7 @@ def _open(job: Job, kind: CheckpointType, name: str, open_files: ExitStack) -> _
     )
     if told is None:
         raise BadRequest(f"The job does not tell where {name} is. Submit it again.", "bad_merge")
-    if not name.endswith(contract.SAFETENSORS):
+    if not told["key"].endswith(contract.SAFETENSORS):
         raise CheckpointUnreadable(
             f"{name} is no {contract.SAFETENSORS} file, and only those can be merged. Convert it "
             "and upload it again."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from middleware_api.container.convert import convert
 from middleware_api.container.engine import Engine
 from middleware_api.container.extras import upscale
 from middleware_api.container.generation import generate
@@ -19,5 +20,6 @@ def tasks_of(engine: Engine) -> Mapping[str, Task]:
         TaskType.TXT2IMG.value: partial(generate, engine),
         TaskType.IMG2IMG.value: partial(generate, engine),
         TaskType.MERGE.value: merge,
+        TaskType.CONVERT.value: convert,
         TaskType.EXTRA_SINGLE_IMAGE.value: upscale,
     }

@@ -12,9 +12,11 @@ from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
     PartTag,
+    cancel_key,
     checkpoint_key,
+    conversion_id,
 )
-from middleware_api.errors import Conflict, ContentDiffers, InvalidRequest, NotFound, StaleRecord
+from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecord
 from middleware_api.ports import Objects, Page, Records
 from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
 from middleware_api.services.access import Principal
@@ -52,14 +54,16 @@ class CheckpointService:
         kind: CheckpointType,
         files: list[NewFile],
         params: dict[str, object],
+        keep_original: bool = False,
     ) -> tuple[Checkpoint, list[Upload]]:
         """Begin an upload; a single file whose content is known already is not sent again.
 
-        Its unfinished upload by the same owner goes on where it stopped.
+        Its unfinished upload by the same owner goes on where it stopped. With `keep_original`
+        files that must be converted stay as they came too.
         """
         if known := self._same_content(caller.name, kind, files):
-            uploads = self.missing_parts(known) if known.state is CheckpointState.INITIAL else []
-            return known, uploads
+            is_open = known.state is CheckpointState.INITIAL and known.arrived_at is None
+            return known, self.missing_parts(known) if is_open else []
         checkpoint_id = self._new_id()
         now = self._clock()
         checkpoint = Checkpoint(
@@ -74,6 +78,7 @@ class CheckpointService:
                 for file in files
             ),
             params=params,
+            keep_original=keep_original,
         )
         self._records.add(checkpoint)
         if len(files) == 1 and files[0].sha256:
@@ -147,7 +152,8 @@ class CheckpointService:
 
     def delete(self, checkpoint: Checkpoint) -> None:
         """Forget a checkpoint and its bytes; jobs that have not begun with it will fail."""
-        if checkpoint.sources and checkpoint.state is CheckpointState.INITIAL:
+        runs = checkpoint.sources or checkpoint.arrived_at is not None
+        if runs and checkpoint.state is CheckpointState.INITIAL:
             # First, or its runner would go on for a while.
             try:
                 checkpoint = self._give_up(checkpoint)
@@ -161,8 +167,12 @@ class CheckpointService:
     def forget_bytes(self, checkpoint: Checkpoint) -> None:
         """Delete what has arrived of its files; again is no error."""
         self._uploads.abort(checkpoint.files)
-        for file in checkpoint.files:
-            self._objects.delete_all(file.key.rpartition("/")[0] + "/")
+        folders = {file.key.rpartition("/")[0] + "/" for file in checkpoint.files}
+        if checkpoint.arrived_at is not None:  # what came, and what was made of it
+            for checkpoint_id in (checkpoint.id, conversion_id(checkpoint.id)):
+                folders.add(checkpoint_key(checkpoint.type, checkpoint_id, ""))
+        for folder in folders:
+            self._objects.delete_all(folder)
 
     def missing_parts(self, checkpoint: Checkpoint) -> list[Upload]:
         """Fresh URLs for what has not arrived, file by file."""
@@ -173,31 +183,32 @@ class CheckpointService:
                 "not_uploading",
             )
         _require_upload(checkpoint)
+        if checkpoint.arrived_at is not None:
+            raise Conflict(
+                f"Nothing is left to upload of checkpoint '{checkpoint.id}'. "
+                f"{checkpoint.waits_for}",
+                "not_uploading",
+            )
         return self._uploads.missing_parts(checkpoint.files)
 
-    def complete(
+    def assemble(
         self,
         checkpoint: Checkpoint,
         tags: dict[str, list[PartTag]],
         hashes: Mapping[str, str] = MappingProxyType({}),
     ) -> Checkpoint:
-        """Make the uploaded parts a checkpoint that requests can name (`Initial` → `Active`).
+        """Make objects of the uploaded parts. Raises ContentDiffers for bytes that are not the
+        announced ones.
 
         `hashes` are SHA-256 by file name that were not known when it began.
         """
-        if checkpoint.state is CheckpointState.ACTIVE:
-            return checkpoint  # the caller did not hear our first answer
         self._require(checkpoint, CheckpointState.ACTIVE)
         _require_upload(checkpoint)
         by_file = tags_by_file(f"Checkpoint '{checkpoint.id}'", checkpoint.files, tags)
         checkpoint = self._with_hashes(checkpoint, hashes)
-        try:
-            for files in self._uploads.complete(checkpoint.files, by_file):
-                checkpoint = self._records.update(replace(checkpoint, files=files))
-        except ContentDiffers as fault:
-            self.fail(checkpoint, fault.message)
-            raise
-        return self.activate(checkpoint)
+        for files in self._uploads.complete(checkpoint.files, by_file):
+            checkpoint = self._records.update(replace(checkpoint, files=files))
+        return checkpoint
 
     def _with_hashes(self, checkpoint: Checkpoint, hashes: Mapping[str, str]) -> Checkpoint:
         if not hashes:
@@ -220,7 +231,7 @@ class CheckpointService:
         )
 
     def activate(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Let requests name a checkpoint whose files are all in place."""
+        """Let requests name a checkpoint whose files are all in place and were examined."""
         # Due until its names are bound: whoever dies in between leaves that to the reconciler.
         active = self._records.update(
             replace(
@@ -246,6 +257,8 @@ class CheckpointService:
         if checkpoint.state is state:
             return checkpoint
         if checkpoint.state is CheckpointState.INITIAL and state is CheckpointState.ACTIVE:
+            if checkpoint.arrived_at is not None:
+                return checkpoint  # it will be, once it is converted
             _require_upload(checkpoint)
             raise Conflict(
                 f"Checkpoint '{checkpoint.id}' is still uploading. Send multi_parts_tags with "
@@ -282,7 +295,7 @@ class CheckpointService:
         checkpoint = self._records.get(Checkpoint, checkpoint_id)
         if checkpoint.state is not CheckpointState.ACTIVE:
             return None
-        file = next(f for f in checkpoint.files if f.name == name)
+        file = next(f for f in checkpoint.files if name in f.names)
         return UsedCheckpoint(
             type=kind, name=name, key=file.key, size=file.size or 0, sha256=file.sha256 or ""
         )
@@ -304,6 +317,8 @@ class CheckpointService:
 
     def _give_up(self, checkpoint: Checkpoint) -> Checkpoint:
         what = "import" if checkpoint.sources else "upload"
+        if checkpoint.arrived_at is not None:
+            self._objects.write(cancel_key(conversion_id(checkpoint.id)), b"")
         while True:
             self._require(checkpoint, CheckpointState.FAILED)
             with suppress(StaleRecord):  # its runner has noted progress meanwhile
@@ -331,18 +346,12 @@ class CheckpointService:
         return None
 
     def _make_findable(self, checkpoint: Checkpoint) -> None:
-        for file in checkpoint.files:
-            self._records.bind(_name_key(checkpoint.type, file.name), checkpoint.id)
-            if file.sha256 and len(checkpoint.files) == 1:
-                key = _content_key(checkpoint.type, file.name, file.sha256)
-                self._records.bind(key, checkpoint.id)
+        for key in _keys(checkpoint):
+            self._records.bind(key, checkpoint.id)
 
     def _hide(self, checkpoint: Checkpoint) -> None:
-        for file in checkpoint.files:
-            self._records.release(_name_key(checkpoint.type, file.name), checkpoint.id)
-            if file.sha256:
-                key = _content_key(checkpoint.type, file.name, file.sha256)
-                self._records.release(key, checkpoint.id)
+        for key in _keys(checkpoint):
+            self._records.release(key, checkpoint.id)
 
     def _require(self, checkpoint: Checkpoint, state: CheckpointState) -> None:
         if state not in CHECKPOINT_TRANSITIONS[checkpoint.state]:
@@ -366,7 +375,22 @@ def _require_upload(checkpoint: Checkpoint) -> None:
 def _ended(checkpoint: Checkpoint) -> Checkpoint:
     """Nobody runs it or looks after it any more, and the tokens in its URLs are forgotten."""
     sources = tuple(replace(source, url="") for source in checkpoint.sources)
-    return replace(checkpoint, check_at=None, leased_until=0.0, sources=sources)
+    return replace(checkpoint, check_at=None, leased_until=0.0, waits_for="", sources=sources)
+
+
+def _keys(checkpoint: Checkpoint) -> list[str]:
+    """By what an Active one is found; a single file's also by its content, converted or as it
+    came."""
+    keys = [_name_key(checkpoint.type, name) for f in checkpoint.files for name in f.names]
+    if len(checkpoint.files) == 1:
+        (file,) = checkpoint.files
+        for name, sha256 in (
+            (file.name, file.sha256),
+            (file.original_name, file.original_sha256),
+        ):
+            if sha256:
+                keys.append(_content_key(checkpoint.type, name, sha256))
+    return keys
 
 
 def _name_key(kind: CheckpointType, name: str) -> str:

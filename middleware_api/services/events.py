@@ -18,6 +18,7 @@ from middleware_api.ports import (
 )
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob, Model, TrainJob
 from middleware_api.services.access import AccessService
+from middleware_api.services.admission import AdmissionService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.endpoints import EndpointService
@@ -44,6 +45,7 @@ class Services:
     endpoints: EndpointService
     checkpoints: CheckpointService
     imports: ImportService
+    admission: AdmissionService
     datasets: DatasetService
     models: ModelService
     training: TrainingService
@@ -64,6 +66,7 @@ class EventHandlers:
     def invocation_finished(self, event: InvocationFinished) -> None:
         """The job's end."""
         _settle(lambda: self._services.inference.finished(event))
+        _settle(lambda: self._services.admission.job_ended(event.job_id))
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
         """An endpoint's new state."""
@@ -100,7 +103,11 @@ def reconcile(services: Services, records: Records, clock: Callable[[], float]) 
     for endpoint in records.due(Endpoint, now, _BATCH):
         round_.attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
-        if checkpoint.sources and checkpoint.state is CheckpointState.INITIAL:
+        if checkpoint.state is not CheckpointState.INITIAL:
+            round_.attempt(partial(services.checkpoints.reconcile, checkpoint))
+        elif checkpoint.arrived_at is not None:
+            round_.attempt(partial(services.admission.reconcile, checkpoint))
+        elif checkpoint.sources:
             round_.attempt(partial(services.imports.reconcile, checkpoint))
         else:
             round_.attempt(partial(services.checkpoints.reconcile, checkpoint))

@@ -20,12 +20,15 @@ from middleware_api.contract import (
     CheckpointType,
     PartTag,
     checkpoint_key,
+    is_weights_name,
+    weights_name,
 )
-from middleware_api.errors import ContentDiffers, NotFound, ServiceError, StaleRecord
+from middleware_api.errors import ContentDiffers, FileRefused, NotFound, ServiceError, StaleRecord
 from middleware_api.ports import Imports, Objects, Records
 from middleware_api.records import Checkpoint, CheckpointFile, ImportSource
 from middleware_api.remote_files import Download, FetchRefused, RemoteFiles, shown_url
 from middleware_api.services.access import Principal
+from middleware_api.services.admission import AdmissionService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.idempotency import claim_id
 from middleware_api.services.uploads import Uploads
@@ -58,6 +61,7 @@ class ImportService:
         imports: Imports,
         fetcher: RemoteFiles,
         checkpoint_service: CheckpointService,
+        admission_service: AdmissionService,
         clock: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
@@ -67,6 +71,7 @@ class ImportService:
         self._imports = imports
         self._fetcher = fetcher
         self._checkpoint_service = checkpoint_service
+        self._admission_service = admission_service
         self._clock = clock
         self._new_id = new_id
 
@@ -77,6 +82,7 @@ class ImportService:
         urls: list[str],
         params: dict[str, object],
         idempotency_key: str | None,
+        keep_original: bool = False,
     ) -> Checkpoint:
         """Begin to import the files at `urls` as one checkpoint. The same key and body a second
         time answer with the first one. Raises UrlRefused.
@@ -95,6 +101,7 @@ class ImportService:
             state=CheckpointState.INITIAL,
             files=(),
             params=params,
+            keep_original=keep_original,
             sources=tuple(ImportSource(url=url, shown_url=shown_url(url)) for url in urls),
         )
         self._records.add(checkpoint)
@@ -136,7 +143,7 @@ class ImportService:
                 Checkpoint, states=[CheckpointState.INITIAL.value], limit=PAGE_MAX, cursor=cursor
             )
             for checkpoint in page.items:
-                if checkpoint.sources:
+                if checkpoint.sources and checkpoint.arrived_at is None:
                     self._records.update(replace(checkpoint, leased_until=0.0))
                     self._imports.begin(checkpoint.id)
             cursor = page.next_cursor
@@ -157,6 +164,7 @@ class ImportService:
                 checkpoint is None
                 or checkpoint.state is not CheckpointState.INITIAL
                 or not checkpoint.sources
+                or checkpoint.arrived_at is not None
                 or checkpoint.leased_until > self._clock()
             ):
                 return None
@@ -175,9 +183,10 @@ class ImportService:
                 run.turn_to(index)
                 if run.file.upload_id:
                     self._transfer(run)
+            self._admission_service.admit(run.checkpoint)
         except (_Enough, StaleRecord):
             raise
-        except (FetchRefused, ContentDiffers) as refusal:
+        except (FetchRefused, ContentDiffers, FileRefused) as refusal:
             self._fail(run, refusal.message)
         except ServiceError as fault:
             self._try_later(run, fault.message)
@@ -186,8 +195,7 @@ class ImportService:
             kind = type(fault).__name__
             self._try_later(run, f"A fault in the server ({kind}: {fault}); see its log.")
         else:
-            self._checkpoint_service.activate(run.checkpoint)
-            logger.info("import %s is done", run.checkpoint.id)
+            logger.info("import %s has arrived", run.checkpoint.id)
 
     def _ask_hosts(self, run: _Run) -> None:
         """Learn all names and sizes before the first byte, so that what cannot work fails early."""
@@ -197,7 +205,13 @@ class ImportService:
                 continue
             run.require_time()
             with self._fetcher.open(run.source.url) as download:
-                asked = replace(run.source, name=download.file_name, size=download.size)
+                name = weights_name(download.file_name)
+                if not is_weights_name(name):
+                    raise FetchRefused(
+                        f"The file at {run.source.shown_url} is named '{name}', and weights are "
+                        "only .safetensors, .ckpt, .pt, .pth and .bin files. Check the link."
+                    )
+                asked = replace(run.source, name=name, size=download.size)
             run.note_source(replace(asked, failures=0))
         if not run.checkpoint.files:
             self._start_uploads(run)

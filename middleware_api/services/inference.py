@@ -27,7 +27,7 @@ from middleware_api.ports import (
     Page,
     Records,
 )
-from middleware_api.records import InferenceJob
+from middleware_api.records import InferenceJob, UsedCheckpoint
 from middleware_api.services.access import AccessService, Principal, token_user
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.endpoints import EndpointService
@@ -314,7 +314,8 @@ class InferenceService:
         self.files.write_result(job, event.result)
         if job.task_type is TaskType.MERGE:
             self._adopt_merged(job, event.result)
-        elif job.checkpoints:  # a job without any leaves in memory what was there
+        elif job.checkpoints and job.task_type is not TaskType.CONVERT:
+            # A job without any leaves in memory what was there.
             self._endpoint_service.note_loaded(job.endpoint_id, job.checkpoints)
         self._finish(job, InferenceState(event.result["status"]))
 
@@ -361,16 +362,33 @@ class InferenceService:
             for kind, names in request.models.items()
             for name in names
         )
-        endpoint = self._endpoint_service.choose(request.endpoint_name, checkpoints)
+        job = self.unasked_job(
+            caller.name, job_id, request.task_type, checkpoints, request.endpoint_name
+        )
         self._access_service.count_job(caller)
+        return job
+
+    def unasked_job(
+        self,
+        owner: str,
+        job_id: str,
+        task_type: TaskType,
+        checkpoints: tuple[UsedCheckpoint, ...],
+        endpoint_name: str | None = None,
+    ) -> InferenceJob:
+        """A job that is not stored yet and counts for nobody: what we want done ourselves.
+
+        Raises Conflict when no endpoint is in service.
+        """
+        endpoint = self._endpoint_service.choose(endpoint_name, checkpoints)
         now = self._clock()
         return InferenceJob(
             id=job_id,
-            owner=caller.name,
+            owner=owner,
             created_at=now,
             check_at=now + UPLOAD_URL_SECONDS,
             state=InferenceState.CREATED,
-            task_type=request.task_type,
+            task_type=task_type,
             endpoint_id=endpoint.id,
             endpoint_name=endpoint.name,
             instance_type=endpoint.instance_type,

@@ -127,8 +127,8 @@ class MergingService:
     def _require_mergeable(self, request: MergeRequest) -> dict[CheckpointType, list[str]]:
         models: dict[CheckpointType, list[str]] = {}
         for field, kind, name in request.used():
-            self._checkpoint_service.resolve(kind, name)
-            if not name.endswith(SAFETENSORS):
+            used = self._checkpoint_service.resolve(kind, name)
+            if not used.key.endswith(SAFETENSORS):
                 raise InvalidRequest(
                     f"only {SAFETENSORS} files can be merged; convert '{name}' and upload it again",
                     ("body", field),

@@ -9,6 +9,7 @@ import httpx
 from middleware_api.contract import PART_MIN_BYTES
 from tests.conformance.examples import Example
 from tests.server import until
+from tests.weights import HEADER_BYTES, safetensors
 
 CHECKPOINT = "v1-5-pruned-emaonly.safetensors"
 ENDPOINT = "infer-endpoint-cb821ea"
@@ -33,7 +34,7 @@ class Prepared:
             "/endpoints", instance_type="ml.g4dn.xlarge", endpoint_name=ENDPOINT
         )["EndpointDeploymentJobId"]
         for type_ in ("embeddings", "Lora", "hypernetworks", "ControlNet"):
-            self._active_checkpoint(type_, f"{type_}.safetensors", b"weights")
+            self._active_checkpoint(type_, f"{type_}.safetensors", safetensors())
         if weights is not None:
             self._make_picture(weights)
 
@@ -142,8 +143,10 @@ class Prepared:
     def _upload(self, target: dict[str, Any]) -> dict[str, str]:
         """Five parts; their ETags for the document's."""
         etags = {}
+        content = safetensors(bytes(len(_ETAGS) * PART_MIN_BYTES - HEADER_BYTES))
         for documented, part in zip(_ETAGS, target["parts"], strict=True):
-            sent = httpx.put(part["url"], content=bytes(PART_MIN_BYTES)).raise_for_status()
+            sent = httpx.put(part["url"], content=content[:PART_MIN_BYTES]).raise_for_status()
+            content = content[PART_MIN_BYTES:]
             etags[documented] = sent.headers["ETag"].strip('"')
         return etags
 

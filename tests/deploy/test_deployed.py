@@ -13,10 +13,11 @@ from tests.conformance.conform import conform
 from tests.conformance.prepared import Prepared
 from tests.deploy.conftest import Deployment
 from tests.server import until
+from tests.weights import safetensors
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
-WEIGHTS = b"w" * 100
+WEIGHTS = safetensors()
 CHANGE = "SageMaker Endpoint State Change"
 
 

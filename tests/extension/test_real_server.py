@@ -22,6 +22,7 @@ from middleware_api.contract import (
     TaskType,
 )
 from tests.extension.conftest import RealServer
+from tests.weights import safetensors
 
 KIND = CheckpointType.STABLE_DIFFUSION
 SMALL = {"prompt": "a circle", "steps": 3, "width": 64, "height": 64, "seed": 7}
@@ -124,9 +125,7 @@ def test_an_upload_is_interrupted_resumed_and_not_sent_twice(real_server, tmp_pa
 def _large_file(folder: Path) -> Path:
     """48 MiB in several parts, no two alike."""
     path = folder / "large.safetensors"
-    with path.open("wb") as file:
-        for number in range(48):
-            file.write(bytes([number]) * MIB)
+    path.write_bytes(safetensors(b"".join(bytes([number]) * MIB for number in range(48))))
     return path
 
 

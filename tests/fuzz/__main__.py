@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from tests.server import REPOSITORY, Server
+from tests.weights import safetensors
 
 LEAST_CASES = 2000
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -21,7 +22,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 def known(server: Server) -> dict[str, list[str]]:
     """Things for the requests to name."""
-    checkpoint_id = server.upload(b"weights of no use", "fuzz.safetensors")
+    checkpoint_id = server.upload(safetensors(), "fuzz.safetensors")
     endpoint = server.deploy("fuzz")
     job_id = server.submit(
         task_type="txt2img", models={"Stable-diffusion": ["fuzz.safetensors"]}, prompt="x"

@@ -9,6 +9,7 @@ import requests
 
 from tests.extension.conftest import RealServer, write_random_weights
 from tests.extension.real_webui.conftest import RealWebui
+from tests.weights import HEADER_BYTES, safetensors
 
 PROMPT = "a red circle <lora:fine:0.8>, Soft-Hands"
 
@@ -18,13 +19,13 @@ def files(webui: RealWebui) -> None:
     """A checkpoint that the WebUI has listed, and what it has not yet looked at."""
     write_random_weights(webui.data / "models" / "Stable-diffusion" / "mine.safetensors")
     for name in (
-        "embeddings/soft-hands.pt",
-        "embeddings/unused.pt",
+        "embeddings/soft-hands.safetensors",
+        "embeddings/unused.safetensors",
         "models/Lora/fine.safetensors",
     ):
         path = webui.data / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(20_000))
+        path.write_bytes(safetensors(os.urandom(20_000 - HEADER_BYTES)))
     requests.post(f"{webui.url}/sdapi/v1/refresh-checkpoints", timeout=60).raise_for_status()
 
 
@@ -44,13 +45,13 @@ def test_what_is_only_here_is_listed_then_sent_and_nothing_else(
     assert refused.status_code == 500
     assert refused.json()["error"] == "ModelsNotInCloud"
     for listed in ("mine.safetensors (checkpoint, ", "fine.safetensors (LoRA, 20 kB)",
-                   "soft-hands.pt (embedding, 20 kB)", "Nothing was sent."):  # fmt: skip
+                   "soft-hands.safetensors (embedding, 20 kB)", "Nothing was sent."):  # fmt: skip
         assert listed in refused.json()["errors"]
     assert there() == before
     made = ask(webui, "mine.safetensors", "Automatic", True)
     assert made.status_code == 200, made.text
     assert "Model: mine" in made.json()["info"]
-    assert there() - before == {"mine.safetensors", "fine.safetensors", "soft-hands.pt"}
+    assert there() - before == {"mine.safetensors", "fine.safetensors", "soft-hands.safetensors"}
 
 
 def test_what_is_nowhere_is_named(webui: RealWebui, files: None) -> None:
