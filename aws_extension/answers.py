@@ -90,7 +90,9 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file of the cloud; `sha256` goes with `names`, "" where it is not known."""
+    """A weights file of the cloud; `sha256` goes with `names`, "" where it is not known.
+
+    `message` is what one waits for whose bytes are all there."""
 
     id: str
     type: str
@@ -100,6 +102,7 @@ class Checkpoint:
     size: int | None
     error: str
     sha256: tuple[str, ...] = ()
+    message: str = ""
 
     @property
     def files(self) -> Iterator[tuple[str, str]]:
@@ -336,6 +339,7 @@ def parse_checkpoint(raw: object) -> Checkpoint:
         size=fields.optional_integer("size"),
         error=fields.optional_text("error"),
         sha256=fields.texts("sha256"),
+        message=fields.optional_text("message"),
     )
 
 

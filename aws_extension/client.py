@@ -274,6 +274,10 @@ class CloudClient:
         path = f"/checkpoint/{quote(checkpoint_id, safe='')}/upload"
         return parse_checkpoint_upload(http.decode(self._call("GET", path)))
 
+    def get_checkpoint(self, checkpoint_id: str) -> Checkpoint:
+        """Row 20 (GET)."""
+        return self._checkpoint_of(self._call("GET", "/checkpoint", params={"id": checkpoint_id}))
+
     def complete_checkpoint(
         self,
         checkpoint_id: str,

@@ -23,6 +23,7 @@ from middleware_api.contract import MIB, CheckpointState, CheckpointType, is_val
 # Reading so much takes no longer than a question to the server.
 HASH_FIRST_BYTES = 64 * MIB
 WATCH_SECONDS = 0.2
+CONVERSION_POLL_SECONDS = 2.0
 
 _STOPPED = "The upload was stopped. Start it again to go on from there."
 
@@ -74,7 +75,7 @@ def upload_checkpoint(
             parts = -(-size // pace.part_size(size))
             upload = client.create_checkpoint(kind, path.name, size, sha256, parts)
         checkpoint = upload.checkpoint
-        if checkpoint.state is CheckpointState.INITIAL:
+        if checkpoint.state is CheckpointState.INITIAL and upload.plans:
             notes.write(Note(checkpoint.id, sha256))
             # 3. Send what is missing.
             plan = _checked_plan(client, upload, path.name, size)
@@ -93,13 +94,25 @@ def upload_checkpoint(
         if reading is not None:
             reading.stop()
     notes.forget()
+    # 5. A file of torch is converted there before it can be used.
+    while checkpoint.state is CheckpointState.INITIAL and _is_at_work(client):
+        if should_cancel():
+            raise Cancelled("It is on the server. When it is converted, it can be used.")
+        on_progress(UploadProgress("converting", size, size))
+        client.retries.sleep(CONVERSION_POLL_SECONDS)
+        checkpoint = client.get_checkpoint(checkpoint.id)
     if checkpoint.state is not CheckpointState.ACTIVE:
+        reason = checkpoint.error or checkpoint.message or "no reason was given."
         raise UploadFailed(
-            f"'{path.name}' is on the server, but as {checkpoint.state.value}: "
-            f"{checkpoint.error or 'no reason was given'}."
+            f"'{path.name}' is on the server, but as {checkpoint.state.value}: {reason}"
         )
     on_progress(UploadProgress("done", size, size))
     return checkpoint
+
+
+def _is_at_work(client: CloudClient) -> bool:
+    """Whether anybody is there who converts files."""
+    return any(endpoint.is_ready for endpoint in client.list_endpoints())
 
 
 def give_up(client: CloudClient, path: Path, state_folder: Path) -> None:

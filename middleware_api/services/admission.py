@@ -65,7 +65,8 @@ class AdmissionService:
     ) -> Checkpoint:
         """Make the uploaded parts a checkpoint: `Active`, or `Initial` while it is converted.
 
-        `hashes` are SHA-256 by file name that were not known when it began. Raises ContentDiffers and FileRefused, after which it is `Fail` and its bytes are gone.
+        `hashes` are SHA-256 by file name that were not known when it began. Raises ContentDiffers
+        and FileRefused, after which it is `Fail` and its bytes are gone.
         """
         if checkpoint.state is CheckpointState.ACTIVE:
             return checkpoint  # the caller did not hear our first answer

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aws_extension import errors
+from aws_extension.fake_transport import FakeAnswer, Sent
 from aws_extension.known_hashes import KnownHashes, stamp_of
 from aws_extension.pace import Pace
 from aws_extension.upload_progress import Meter, UploadProgress, duration
@@ -226,3 +227,52 @@ def test_more_lanes_are_tried_and_taken_back_when_they_bring_nothing(fake_time):
         lanes.append(pace.lanes)
     assert lanes == [6, 8, 10, 8, 8, 8]
     assert pace.part_size(2048 * MIB) == 40 * MIB
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_ready", "says"),
+    [
+        ({"status": "Active"}, True, ""),
+        ({"status": "Fail", "error": "It would run a program."}, True, "would run a program"),
+        ({}, False, "It waits for an endpoint."),
+    ],
+)
+def test_a_file_of_torch_is_waited_for_while_somebody_converts_it(
+    fake_client, model, ends, is_ready, says
+):
+    store = FakeStore(300_000, model.read_bytes())
+    waiting = {"id": "c1", "status": "Initial", "message": "It waits for an endpoint."}
+    looks: list[str] = []
+
+    def answer(sent: Sent) -> FakeAnswer | Exception:
+        if sent.url.endswith("/endpoints"):
+            state = "InService" if is_ready else "Creating"
+            return FakeAnswer(
+                body=[
+                    {
+                        "EndpointDeploymentJobId": "e1",
+                        "endpoint_name": "e",
+                        "endpoint_status": state,
+                    }
+                ]
+            )
+        if "/checkpoint?id=" in sent.url:
+            looks.append(sent.url)
+            return FakeAnswer(body={"checkpoint": {**waiting, **(ends if looks[2:] else {})}})
+        given = store(sent)
+        return (
+            FakeAnswer(body={"checkpoint": waiting})
+            if sent.method == "PUT" and store.active
+            else given
+        )
+
+    client, _ = fake_client(answer)
+    told: list[UploadProgress] = []
+    if says:
+        with pytest.raises(errors.UploadFailed, match=says):
+            upload_checkpoint(client, model, KIND, on_progress=told.append)
+    else:
+        made = upload_checkpoint(client, model, KIND, on_progress=told.append)
+        assert made.state is CheckpointState.ACTIVE
+    assert len(looks) == (3 if is_ready else 0)
+    assert [p.phase for p in told].count("converting") == len(looks)
