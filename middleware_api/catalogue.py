@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class SamplerEntry:
-    """A sampler; `options` says what "Automatic" means for it, where that is not uniform."""
+    """A sampler; `options` are what the WebUI says of it, such as what "Automatic" means for it."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -20,23 +20,36 @@ class SamplerEntry:
 
 _KARRAS = {"scheduler": "karras"}
 _EXPONENTIAL = {"scheduler": "exponential"}
+_SECOND_ORDER = {"second_order": "True"}
+_DISCARDS = {"discard_next_to_last_sigma": "True"}
+_BROWNIAN = {"brownian_noise": "True"}
+_ENSD = {"uses_ensd": "True"}
 
 SAMPLERS = (
     SamplerEntry("DPM++ 2M", ("k_dpmpp_2m",), _KARRAS),
-    SamplerEntry("DPM++ SDE", ("k_dpmpp_sde",), _KARRAS),
-    SamplerEntry("DPM++ 2M SDE", ("k_dpmpp_2m_sde",), _EXPONENTIAL),
-    SamplerEntry("DPM++ 2M SDE Heun", (), _EXPONENTIAL),
-    SamplerEntry("DPM++ 2S a", ("k_dpmpp_2s_a",), _KARRAS),
-    SamplerEntry("DPM++ 3M SDE", ("k_dpmpp_3m_sde",), _EXPONENTIAL),
-    SamplerEntry("Euler a", ("k_euler_a", "k_euler_ancestral")),
+    SamplerEntry("DPM++ SDE", ("k_dpmpp_sde",), _KARRAS | _SECOND_ORDER | _BROWNIAN),
+    SamplerEntry("DPM++ 2M SDE", ("k_dpmpp_2m_sde",), _EXPONENTIAL | _BROWNIAN),
+    SamplerEntry(
+        "DPM++ 2M SDE Heun",
+        ("k_dpmpp_2m_sde_heun",),
+        _EXPONENTIAL | _BROWNIAN | {"solver_type": "heun"},
+    ),
+    SamplerEntry("DPM++ 2S a", ("k_dpmpp_2s_a",), _KARRAS | _ENSD | _SECOND_ORDER),
+    SamplerEntry("DPM++ 3M SDE", ("k_dpmpp_3m_sde",), _EXPONENTIAL | _DISCARDS | _BROWNIAN),
+    SamplerEntry("Euler a", ("k_euler_a", "k_euler_ancestral"), _ENSD),
     SamplerEntry("Euler", ("k_euler",)),
     SamplerEntry("LMS", ("k_lms",)),
-    SamplerEntry("Heun", ("k_heun",)),
-    SamplerEntry("DPM2", ("k_dpm_2",), _KARRAS),
-    SamplerEntry("DPM2 a", ("k_dpm_2_a",), _KARRAS),
-    SamplerEntry("DDIM"),
-    SamplerEntry("PLMS"),
-    SamplerEntry("UniPC"),
+    SamplerEntry("Heun", ("k_heun",), _SECOND_ORDER),
+    SamplerEntry("DPM2", ("k_dpm_2",), _KARRAS | _DISCARDS | _SECOND_ORDER),
+    SamplerEntry("DPM2 a", ("k_dpm_2_a",), _KARRAS | _DISCARDS | _ENSD | _SECOND_ORDER),
+    SamplerEntry("DPM fast", ("k_dpm_fast",), _ENSD),
+    SamplerEntry("DPM adaptive", ("k_dpm_ad",), _ENSD),
+    SamplerEntry("Restart", ("restart",), _KARRAS | _SECOND_ORDER),
+    SamplerEntry("DDIM", ("ddim",)),
+    SamplerEntry("DDIM CFG++", ("ddim_cfgpp",)),
+    SamplerEntry("PLMS", ("plms",)),
+    SamplerEntry("UniPC", ("unipc",)),
+    SamplerEntry("LCM", ("k_lcm",)),
 )
 
 
@@ -58,8 +71,12 @@ SCHEDULERS = (
     SchedulerEntry("exponential", "Exponential"),
     SchedulerEntry("polyexponential", "Polyexponential", default_rho=1.0),
     SchedulerEntry("sgm_uniform", "SGM Uniform", needs_inner_model=True, aliases=("SGMUniform",)),
+    SchedulerEntry("kl_optimal", "KL Optimal"),
+    SchedulerEntry("align_your_steps", "Align Your Steps"),
     SchedulerEntry("simple", "Simple", needs_inner_model=True),
     SchedulerEntry("normal", "Normal", needs_inner_model=True),
+    SchedulerEntry("ddim", "DDIM", needs_inner_model=True),
+    SchedulerEntry("beta", "Beta", needs_inner_model=True),
 )
 
 # For whole pictures; each does any factor, the WebUI calls them 4.

@@ -12,14 +12,18 @@ def test_the_samplers_are_the_engines() -> None:
     shown = [(entry.name, entry.aliases) for entry in catalogue.SAMPLERS]
     assert shown == [(sampler.name, sampler.aliases) for sampler in SAMPLERS]
     for entry, sampler in zip(catalogue.SAMPLERS, SAMPLERS, strict=True):
-        if sampler.plan is None:
-            assert entry.options.get("scheduler", "uniform") == sampler.schedule.lower()
+        options = entry.options
+        assert options.get("scheduler", "uniform") == sampler.schedule.lower()
+        assert ("second_order" in options) == sampler.second_order
+        assert ("uses_ensd" in options) == sampler.uses_ensd
+        assert ("discard_next_to_last_sigma" in options) == sampler.discard_penultimate
 
 
 def test_the_schedules_are_the_engines() -> None:
     assert [entry.label for entry in catalogue.SCHEDULERS] == ["Automatic", *SCHEDULES]
     for entry in catalogue.SCHEDULERS:
-        assert resolve_schedule(entry.name) == entry.label
+        for name in (entry.name, *(entry.aliases or ())):
+            assert resolve_schedule(name) == entry.label
 
 
 def test_the_upscalers_are_the_engines() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.errors import JobCancelled
 from middleware_api.container.infotext import VERSION
 from middleware_api.container.pictures import read_mask
 from middleware_api.container.progress import Step
@@ -23,6 +24,7 @@ from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest, parse_request
 from middleware_api.container.roles import Roles
 from middleware_api.container.samplers import SAMPLERS, Sampler
+from middleware_api.container.tiling import seamless
 from tests.engine_checkpoints import write_checkpoint
 
 Pixels = NDArray[np.int16]
@@ -88,7 +90,10 @@ def mask_of(box: tuple[int, int, int, int], size: tuple[int, int] = (64, 64)) ->
     return mask
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+# DPM adaptive fits its steps to the whole batch, in the WebUI too.
+@pytest.mark.parametrize(
+    "sampler", [s for s in SAMPLERS if s.name != "DPM adaptive"], ids=lambda s: s.name
+)
 def test_a_seed_makes_the_same_picture_alone_and_in_a_batch(
     studio: Studio, sampler: Sampler
 ) -> None:
@@ -296,6 +301,70 @@ def test_the_infotext_of_inpainting_names_its_settings(studio: Studio) -> None:
         "Variation seed: 3, Variation seed strength: 0.25, Denoising strength: 0.5, Clip skip: 2, "
         "Mask blur: 4, Inpaint area: Only masked, Masked area padding: 0, Version"
     ) in picture.infotext
+
+
+def decoded(studio: Studio, latent: torch.Tensor) -> torch.Tensor:
+    picture: torch.Tensor = studio.model.main.vae.decode(latent).sample
+    return picture
+
+
+@torch.inference_mode()
+def test_a_tiled_picture_has_no_edges_and_leaves_the_model_as_it_was(studio: Studio) -> None:
+    latent = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    plain = decoded(studio, latent)
+    shifted, back = latent.roll((3, 2), (2, 3)), (-24, -16)
+    with seamless(studio.model.parts()):
+        tiled, moved = decoded(studio, latent), decoded(studio, shifted)
+    torch.testing.assert_close(moved.roll(back, (2, 3)), tiled, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(decoded(studio, shifted).roll(back, (2, 3)), plain, atol=0.05)
+    assert torch.equal(decoded(studio, latent), plain)
+
+
+def test_a_tiled_job_that_is_stopped_leaves_the_model_as_it_was(studio: Studio) -> None:
+    def stop(step: Step) -> None:
+        raise JobCancelled
+
+    (before,) = studio.pixels()
+    with pytest.raises(JobCancelled):
+        list(studio.engine.generate(studio.model, studio.request(tiling=True), stop))
+    (again,) = studio.pixels()
+    assert np.array_equal(again, before)
+    (tiled,) = studio.make(tiling=True)
+    assert not np.array_equal(pixels_of(tiled.image), before)
+    assert ", Tiling: True," in tiled.infotext
+
+
+def test_what_the_settings_change_stands_in_the_infotext(studio: Studio) -> None:
+    (made,) = studio.make(
+        sampler_name="Heun",
+        scheduler="Beta",
+        s_churn=2,
+        s_min_uncond=1.5,
+        seed_resize_from_w=32,
+        seed_resize_from_h=48,
+        override_settings={
+            "randn_source": "NV",
+            "always_discard_next_to_last_sigma": True,
+            "sgm_noise_multiplier": True,
+            "sigma_max": 12,
+            "skip_early_cond": 0.25,
+        },
+    )
+    assert (
+        "Seed resize from: 32x48, RNG: NV, Sigma churn: 2, Sigma tmin: 0, Sigma tmax: 0, "
+        "Discard penultimate sigma: True, SGM noise multiplier: True, Schedule max sigma: 12, "
+        "Beta schedule alpha: 0.6, Beta schedule beta: 0.6, NGMS: 1.5, Skip Early CFG: 0.25, "
+    ) in made.infotext
+    for fields, expected in (
+        ({"sampler_name": "Euler a", "eta": 0.5}, ", Eta: 0.5,"),
+        ({"sampler_name": "DDIM", "eta": 0.5}, ", Eta DDIM: 0.5,"),
+        (
+            {"sampler_name": "UniPC", "override_settings": {"uni_pc_order": 2}},
+            ", UniPC order: 2,",
+        ),
+    ):
+        (made,) = studio.make(**fields)
+        assert expected in made.infotext
 
 
 def test_long_prompts_and_emphasis_are_warned_of(studio: Studio) -> None:

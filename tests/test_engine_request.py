@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import random
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_open_seeds_are_drawn_and_given_ones_kept() -> None:
     ("fields", "message"),
     [
         ({"sampler_name": "Eular"}, "Sampler 'Eular' is not available"),
-        ({"sampler_index": "DPM fast"}, "Sampler 'DPM fast' is not available"),
+        ({"sampler_index": "DPM slow"}, "Sampler 'DPM slow' is not available"),
         ({"scheduler": "Beta2"}, "Schedule type 'Beta2' is not available"),
         ({"steps": 0}, "steps must be between 1 and 500, not 0"),
         ({"steps": 2.5}, "steps must be a whole number, not 2.5"),
@@ -67,6 +68,12 @@ def test_open_seeds_are_drawn_and_given_ones_kept() -> None:
         ({"override_settings": []}, "override_settings must be an object"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 0}}, "override_settings.CLIP_stop"),
         ({"override_settings": {"samples_format": "bmp"}}, "'bmp' is not available"),
+        ({"override_settings": {"randn_source": "QPU"}}, "'QPU' is not available.*GPU, CPU, NV"),
+        ({"override_settings": {"uni_pc_variant": "bh3"}}, "'bh3' is not available.*bh1, bh2"),
+        ({"override_settings": {"uni_pc_order": 0}}, "override_settings.uni_pc_order must be"),
+        ({"override_settings": {"sigma_min": -1}}, "override_settings.sigma_min must be between"),
+        ({"eta": -0.1}, "eta must be between 0 and 10"),
+        ({"seed_resize_from_w": 4, "seed_resize_from_h": 64}, "must be at least 8, or 0 for none"),
         ({"alwayson_scripts": []}, "alwayson_scripts must be an object"),
         ({"styles": "x"}, "styles must be a list"),
     ],
@@ -146,7 +153,7 @@ def test_the_hires_pass_takes_all_its_steps_at_the_end_of_a_longer_schedule(
     fields = {"enable_hr": True, "denoising_strength": strength, "hr_second_pass_steps": steps}
     hires = parsed(**fields).hires
     assert hires is not None
-    whole = hires.sampler.plan_for("Automatic", of, None)
+    whole = hires.sampler.plan_for("Automatic", of, None, hires.sampling)
     assert hires.plan.sigmas == whole.sigmas[-steps - 1 :]
     assert hires.plan.noise_scale == hires.plan.sigmas[0]
 
@@ -164,8 +171,42 @@ def test_what_is_not_a_json_object_is_refused(content: bytes) -> None:
         parse_request("txt2img", content, random.Random(0))
 
 
+def test_a_setting_of_the_churn_beats_the_field_unless_it_is_the_usual_one() -> None:
+    """So the WebUI reads them, which sends its settings beside its fields."""
+    assert parsed(s_churn=3).sampling.churn.amount == 3
+    assert parsed(s_churn=3, override_settings={"s_churn": 5}).sampling.churn.amount == 5
+    assert parsed(s_noise=1.1, override_settings={"s_noise": 1}).sampling.noise == 1.1
+    assert parsed(s_tmax=0).sampling.churn.high == math.inf
+
+
+def test_levels_that_do_not_fall_are_refused() -> None:
+    request = parsed(scheduler="Karras", override_settings={"sigma_min": 20})
+    with pytest.raises(BadRequest, match=r"sigma_min \(20\) must be below sigma_max"):
+        _ = request.plan
+
+
+def test_tiling_and_eta_are_settings_or_fields() -> None:
+    assert parsed(override_settings={"tiling": True}).tiling
+    assert not parsed(tiling=False, override_settings={"tiling": True}).tiling
+    for fields, eta in (
+        ({}, 1.0),
+        ({"override_settings": {"eta_ancestral": 0.4, "eta_ddim": 0.2}}, 0.4),
+        ({"eta": 0.7, "override_settings": {"eta_ancestral": 0.4}}, 0.7),
+    ):
+        request = parsed(sampler_name="Euler a", **fields)
+        assert request.sampler.eta_of(request.sampling) == eta
+    request = parsed(sampler_name="DDIM", override_settings={"eta_ddim": 0.2})
+    assert request.sampler.eta_of(request.sampling) == 0.2
+
+
 def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
-    idle = {"tiling": False, "s_churn": 0.0, "styles": [], "save_images": True, "hr_scale": 2}
+    idle = {
+        "restore_faces": False,
+        "s_churn": 0.0,
+        "styles": [],
+        "save_images": True,
+        "hr_scale": 2,
+    }
     scripts = {"controlnet": {"args": [{"enabled": False}]}, "extra options": {"args": []}}
     assert parsed(**idle, alwayson_scripts=scripts).warnings == ()
     request = parsed(

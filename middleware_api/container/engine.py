@@ -31,6 +31,7 @@ from middleware_api.container.request import GenerationRequest
 from middleware_api.container.roles import FileName, Roles
 from middleware_api.container.sampling import Pass, Start
 from middleware_api.container.storage import sha256_of
+from middleware_api.container.tiling import seamless
 from middleware_api.container.upscalers import LatentUpscaler, Upscaler
 
 PREVIEW_LATENTS = 16
@@ -58,6 +59,11 @@ class Models:
     last: StableDiffusion
     refiner: StableDiffusion | None
     names: Roles[FileName]
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Everything that a job's latents and pictures go through."""
+        for model in dict.fromkeys((self.main, self.last, self.refiner or self.last)):
+            yield from (model.unet, model.vae)
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,12 @@ class Engine:
         self, models: Models, request: GenerationRequest, on_step: OnStep
     ) -> Iterator[Picture]:
         """Yields pictures as their batch is done; `on_step` may raise to stop the job."""
+        with seamless(models.parts() if request.tiling else ()):
+            yield from self._generate(models, request, on_step)
+
+    def _generate(
+        self, models: Models, request: GenerationRequest, on_step: OnStep
+    ) -> Iterator[Picture]:
         start = self.start_of(models.main, request)
         passes = self._passes(models, request)
         steps = sum(each.plan.steps for each in passes)

@@ -11,6 +11,7 @@ from middleware_api.container import schedules
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image
 from middleware_api.container.samplers import Sampler, resolve_sampler
+from middleware_api.container.sampling_settings import SamplingSettings
 from middleware_api.container.schedules import Plan, resolve_schedule
 from middleware_api.container.upscalers import LATENT_UPSCALERS, Upscaler, resolve_upscaler
 
@@ -55,6 +56,7 @@ class HiresRequest:
     negative_prompt: str
     checkpoint: str
     first_picture: Image.Image | None
+    sampling: SamplingSettings
 
     @property
     def plan(self) -> Plan:
@@ -62,7 +64,7 @@ class HiresRequest:
         if self.denoising_strength == 0:
             return schedules.STILL
         length = schedules.stretched_steps(self.steps, self.denoising_strength)
-        return self.sampler.plan_for(self.schedule, length, self.steps - 1)
+        return self.sampler.plan_for(self.schedule, length, self.steps - 1, self.sampling)
 
     def target(self, width: int, height: int) -> Target:
         """For a first pass of this size."""
@@ -90,6 +92,7 @@ class FirstPass:
     cfg_scale: float
     width: int
     height: int
+    sampling: SamplingSettings
 
 
 def parse_hires(fields: Fields, first: FirstPass) -> HiresRequest | None:
@@ -120,6 +123,7 @@ def parse_hires(fields: Fields, first: FirstPass) -> HiresRequest | None:
         negative_prompt=fields.prompt("hr_negative_prompt") or first.negative_prompt,
         checkpoint=_own(fields, "hr_checkpoint_name"),
         first_picture=_first_picture(fields),
+        sampling=first.sampling,
     )
     _check_size(request.target(first.width, first.height))
     return request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -10,6 +11,11 @@ from middleware_api import __version__
 from middleware_api.container.hires import HiresRequest
 from middleware_api.container.request import GenerationRequest, MaskFill, MaskRequest
 from middleware_api.container.roles import FileName, Roles
+from middleware_api.container.sampling_settings import (
+    NoiseSource,
+    SamplingSettings,
+    UniPCSettings,
+)
 
 VERSION = f"sd-aws-extension {__version__}"
 _FILL_WORDS = {
@@ -25,7 +31,7 @@ def seed_of(request: GenerationRequest, index: int) -> int:
 
 
 def extra_params(request: GenerationRequest, names: Roles[FileName]) -> dict[str, object]:
-    """What only inpainting, hires fix and refiner add to the parameters, in the WebUI's order."""
+    """What only some requests add to the parameters, in the WebUI's order."""
     extra: dict[str, object] = {}
     if request.start is not None and request.start.mask is not None:
         extra |= _inpainting(request.start.mask)
@@ -34,7 +40,65 @@ def extra_params(request: GenerationRequest, names: Roles[FileName]) -> dict[str
     if request.refiner is not None and names.refiner is not None and request.is_refined:
         extra["Refiner"] = names.refiner.title
         extra["Refiner switch at"] = _number(request.refiner.switch_at)
+    return extra | _sampling(request)
+
+
+def _sampling(request: GenerationRequest) -> dict[str, object]:
+    """The settings that change this sampler's pictures, under the names the WebUI reads back."""
+    sampler, settings = request.sampler, request.sampling
+    guidance, churn = settings.guidance, settings.churn
+    extra: dict[str, object] = {}
+    eta = sampler.eta_of(settings)
+    if eta != sampler.eta_of(SamplingSettings()):
+        extra["Eta DDIM" if sampler.is_on_timesteps else "Eta"] = _number(eta)
+    if sampler.churns and churn.amount:
+        extra["Sigma churn"] = _number(churn.amount)
+        extra["Sigma tmin"] = _number(churn.low)
+        extra["Sigma tmax"] = _number(churn.high) if churn.high < math.inf else 0
+    if settings.noise != 1:
+        extra["Sigma noise"] = _number(settings.noise)
+    if settings.discard_penultimate and not sampler.discard_penultimate:
+        extra["Discard penultimate sigma"] = True
+    if not sampler.is_on_timesteps:
+        extra |= _schedule(request)
+    if sampler.name == "UniPC":
+        extra |= _unipc(settings.unipc)
+    if guidance.skip_below:
+        extra["NGMS"] = _number(guidance.skip_below)
+        if guidance.skip_all:
+            extra["NGMS all steps"] = True
+    if guidance.skip_early:
+        extra["Skip Early CFG"] = _number(guidance.skip_early)
     return extra
+
+
+def _schedule(request: GenerationRequest) -> dict[str, object]:
+    settings = request.sampling.schedule
+    extra: dict[str, object] = {}
+    if request.sampling.sgm_noise and request.start is None:
+        extra["SGM noise multiplier"] = True
+    for name, value in (
+        ("Schedule min sigma", settings.sigma_min),
+        ("Schedule max sigma", settings.sigma_max),
+        ("Schedule rho", settings.rho),
+    ):
+        if value:
+            extra[name] = _number(value)
+    if request.schedule == "Beta":
+        extra["Beta schedule alpha"] = _number(settings.beta_alpha)
+        extra["Beta schedule beta"] = _number(settings.beta_beta)
+    return extra
+
+
+def _unipc(settings: UniPCSettings) -> dict[str, object]:
+    usual = UniPCSettings()
+    named: dict[str, tuple[object, object]] = {
+        "UniPC variant": (settings.variant, usual.variant),
+        "UniPC skip type": (settings.skip_type, usual.skip_type),
+        "UniPC order": (settings.order, usual.order),
+        "UniPC lower order final": (settings.lower_order_final, usual.lower_order_final),
+    }
+    return {name: value for name, (value, default) in named.items() if value != default}
 
 
 def _inpainting(mask: MaskRequest) -> dict[str, object]:
@@ -91,6 +155,7 @@ def infotext(request: GenerationRequest, names: Roles[FileName], index: int) -> 
     """Prompt, negative prompt, and one line of `Name: value` pairs, as the WebUI reads back."""
     varied = request.subseed_strength > 0
     strength = _strength(request)
+    resized = request.seed_resize_from
     pairs: dict[str, object | None] = {
         "Steps": request.steps,
         "Sampler": request.sampler.name,
@@ -104,14 +169,23 @@ def infotext(request: GenerationRequest, names: Roles[FileName], index: int) -> 
         "VAE": names.vae.name if names.vae else None,
         "Variation seed": request.subseed + index if varied else None,
         "Variation seed strength": _number(request.subseed_strength) if varied else None,
+        "Seed resize from": "{}x{}".format(*resized) if resized else None,
         "Denoising strength": None if strength is None else _number(strength),
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        "ENSD": request.eta_delta if request.eta_delta and request.sampler.uses_ensd else None,
+        "ENSD": _ensd(request),
+        "RNG": None if request.noise_source is NoiseSource.GPU else request.noise_source.value,
+        "Tiling": True if request.tiling else None,
         **extra_params(request, names),
         "Version": VERSION,
     }
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{request.prompt}{negative}\n{parameters_line(pairs)}"
+
+
+def _ensd(request: GenerationRequest) -> int | None:
+    """None where it changes nothing."""
+    used = request.sampler.uses_ensd and request.sampler.eta_of(request.sampling) > 0
+    return request.sampling.eta_delta or None if used else None
 
 
 def parameters_line(pairs: Mapping[str, object | None]) -> str:
@@ -128,6 +202,7 @@ def info(
 ) -> dict[str, object]:
     """The `info` object of the WebUI 1.10.1 API, plus `warnings`."""
     count = len(infotexts)
+    width, height = request.seed_resize_from or (-1, -1)
     return {
         "prompt": request.prompt,
         "all_prompts": [request.prompt] * count,
@@ -150,8 +225,8 @@ def info(
         "sd_model_hash": names.main.short_hash,
         "sd_vae_name": names.vae.name if names.vae else None,
         "sd_vae_hash": names.vae.short_hash if names.vae else None,
-        "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1,
+        "seed_resize_from_w": width,
+        "seed_resize_from_h": height,
         "denoising_strength": _strength(request),
         "extra_generation_params": extra_params(request, names),
         "index_of_first_image": 0,

@@ -15,6 +15,12 @@ from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image, read_fields
 from middleware_api.container.hires import FirstPass, HiresRequest, parse_hires
 from middleware_api.container.samplers import Sampler, resolve_sampler
+from middleware_api.container.sampling_settings import (
+    NoiseSource,
+    SamplingSettings,
+    parse_noise_source,
+    parse_sampling,
+)
 from middleware_api.container.schedules import Plan, resolve_schedule
 
 SEED_MAX = 2**32 - 1
@@ -76,7 +82,8 @@ class GenerationRequest:
     """One job's pictures. `seed` and `subseed` are already drawn when the caller left them open.
 
     `checkpoint` and `vae` are the names that the settings ask for, "" for the job's first and for
-    the checkpoint's own. `eta_delta` is the WebUI's ENSD.
+    the checkpoint's own. `seed_resize_from` are the (width, height) of the picture whose noise
+    this one's begins with.
     """
 
     prompt: str
@@ -84,6 +91,8 @@ class GenerationRequest:
     seed: int
     subseed: int
     subseed_strength: float
+    seed_resize_from: tuple[int, int] | None
+    noise_source: NoiseSource
     sampler: Sampler
     schedule: str
     steps: int
@@ -99,7 +108,8 @@ class GenerationRequest:
     refiner: RefinerRequest | None
     checkpoint: str
     vae: str
-    eta_delta: int
+    sampling: SamplingSettings
+    tiling: bool
     styles: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -109,7 +119,7 @@ class GenerationRequest:
         encode = None
         if self.start is not None:
             encode = schedules.encode_steps(self.steps, self.start.denoising_strength)
-        return self.sampler.plan_for(self.schedule, self.steps, encode)
+        return self.sampler.plan_for(self.schedule, self.steps, encode, self.sampling)
 
     @property
     def is_refined(self) -> bool:
@@ -124,16 +134,7 @@ class GenerationRequest:
 # Fields the engine does not act on: the values that ask for nothing. Anything else is warned of.
 _IDLE: dict[str, tuple[Any, ...]] = {
     "restore_faces": (None, False),
-    "tiling": (None, False),
     "styles": (None, []),
-    "seed_resize_from_h": (None, -1, 0),
-    "seed_resize_from_w": (None, -1, 0),
-    "eta": (None,),
-    "s_churn": (None, 0),
-    "s_tmin": (None, 0),
-    "s_tmax": (None, 0, 1),
-    "s_noise": (None, 1),
-    "s_min_uncond": (None, 0),
     "firstphase_width": (None, 0),
     "firstphase_height": (None, 0),
     "script_name": (None, ""),
@@ -161,13 +162,20 @@ _USED = {
     *("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_upscaler", "firstpass_image"),
     *("hr_second_pass_steps", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler"),
     *("hr_prompt", "hr_negative_prompt", "hr_cfg", "refiner_checkpoint", "refiner_switch_at"),
-    *("clip_skip", "CLIP_stop_at_last_layers", "alwayson_scripts"),
+    *("clip_skip", "CLIP_stop_at_last_layers", "alwayson_scripts", "tiling", "eta"),
+    *("seed_resize_from_h", "seed_resize_from_w", "s_churn", "s_tmin", "s_tmax", "s_noise"),
+    "s_min_uncond",
     # the middleware's own, beside the WebUI's
     *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
 }
 _SETTINGS_USED = {
     *("CLIP_stop_at_last_layers", "samples_format", "sd_model_checkpoint", "return_grid"),
-    *("sd_vae", "eta_noise_seed_delta", "save_images_before_highres_fix"),
+    *("sd_vae", "eta_noise_seed_delta", "save_images_before_highres_fix", "randn_source"),
+    *("tiling", "eta_ancestral", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise"),
+    *("sigma_min", "sigma_max", "rho", "use_old_karras_scheduler_sigmas", "beta_dist_alpha"),
+    *("beta_dist_beta", "always_discard_next_to_last_sigma", "sgm_noise_multiplier"),
+    *("s_min_uncond", "s_min_uncond_all", "skip_early_cond", "uni_pc_variant"),
+    *("uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
 }
 _CLIP_SKIP_MAX = 12
 _NOBODY = ("", "None", "none")
@@ -186,6 +194,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
             f"override_settings.samples_format {image_format!r} is not available. "
             "Choose png, jpg or webp."
         )
+    sampling = parse_sampling(fields, settings)
     first = FirstPass(
         prompt=fields.prompt("prompt"),
         negative_prompt=fields.prompt("negative_prompt"),
@@ -195,6 +204,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         cfg_scale=fields.number("cfg_scale", 7, 0, contract.CFG_SCALE_MAX),
         width=fields.integer("width", 512, contract.SIZE_MIN, contract.SIZE_MAX),
         height=fields.integer("height", 512, contract.SIZE_MIN, contract.SIZE_MAX),
+        sampling=sampling,
     )
     is_img2img = task == contract.TaskType.IMG2IMG.value
     return GenerationRequest(
@@ -203,6 +213,8 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         seed=_seed(fields, "seed", rng),
         subseed=_seed(fields, "subseed", rng),
         subseed_strength=fields.number("subseed_strength", 0, 0, 1),
+        seed_resize_from=_seed_resize(fields),
+        noise_source=parse_noise_source(settings),
         sampler=sampler,
         schedule=schedule,
         steps=first.steps,
@@ -218,7 +230,8 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         refiner=_refiner(fields),
         checkpoint=settings.text("sd_model_checkpoint"),
         vae=_vae(settings),
-        eta_delta=settings.integer("eta_noise_seed_delta", 0, -SEED_MAX, SEED_MAX),
+        sampling=sampling,
+        tiling=fields.flag("tiling", settings.flag("tiling")),
         styles=tuple(map(str, fields.items("styles"))),
         warnings=tuple(_warnings(fields, task)),
     )
@@ -290,6 +303,22 @@ def _fits(image: Image.Image) -> bool:
 def _seed(fields: Fields, name: str, rng: random.Random) -> int:
     seed = fields.integer(name, -1, -1, SEED_MAX)
     return rng.randrange(SEED_MAX) if seed == -1 else seed
+
+
+def _seed_resize(fields: Fields) -> tuple[int, int] | None:
+    width, height = (
+        fields.integer(name, 0, -1, contract.SIZE_MAX)
+        for name in ("seed_resize_from_w", "seed_resize_from_h")
+    )
+    if width <= 0 or height <= 0:
+        return None
+    if min(width, height) < contract.SIZE_MIN:
+        raise BadRequest(
+            f"seed_resize_from_w and seed_resize_from_h must be at least {contract.SIZE_MIN}, "
+            "or 0 for none.",
+            "bad_field",
+        )
+    return width, height
 
 
 def _warnings(fields: Fields, task: str) -> list[str]:

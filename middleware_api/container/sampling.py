@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from middleware_api.container import pictures
 from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
-from middleware_api.container.denoiser import Denoise, Moment
+from middleware_api.container.denoiser import Denoise, Guess, Moment
 from middleware_api.container.infotext import seed_of
-from middleware_api.container.noise import PictureNoise
+from middleware_api.container.noise import PictureNoise, Seeding, Variation, source_of
 from middleware_api.container.request import GenerationRequest, MaskFill
-from middleware_api.container.samplers import Sampler, Walk
-from middleware_api.container.schedules import Plan, timestep_of
+from middleware_api.container.samplers import Sampler
+from middleware_api.container.sampling_settings import GuidanceSettings
+from middleware_api.container.schedules import Plan
+from middleware_api.container.walk import Walk
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,67 @@ class Start:
             return latent
         return self.latent * (1 - self.mask) + latent * self.mask
 
+    def shown(self, x: Tensor, sigma: float) -> Tensor:
+        """A noisy latent with the original, free of noise, where the mask is black."""
+        if self.mask is None or self.latent is None:
+            return x
+        spread = math.sqrt(1 + sigma**2)
+        return self.latent * (spread * (1 - self.mask)) + x * self.mask
+
+
+_SEED_RESIZE_FACTOR = 8  # pixels a latent; the WebUI has no other
+
+
+def _seeding(request: GenerationRequest, index: int, device: torch.device) -> Seeding:
+    """What the noise of the job's picture `index` is drawn from."""
+    variation = None
+    if request.subseed_strength:
+        variation = Variation(request.subseed + index, request.subseed_strength)
+    size = None
+    if request.seed_resize_from is not None:
+        width, height = request.seed_resize_from
+        size = (height // _SEED_RESIZE_FACTOR, width // _SEED_RESIZE_FACTOR)
+    return Seeding(
+        seed_of(request, index),
+        source_of(request.noise_source, device),
+        variation,
+        request.sampling.eta_delta,
+        size,
+    )
+
+
+@dataclass
+class _Asked:
+    """Asks for one guess after the other of a pass, and counts them."""
+
+    each: Pass
+    start: Start
+    guidance: GuidanceSettings
+    calls: int = 0
+
+    def guess(self, x: Tensor, sigma: float, cfg_share: float = 1.0) -> Guess:
+        sampler = self.each.sampler
+        timestep = sampler.ladder.timestep_of(sigma)
+        level = timestep if sampler.is_on_timesteps else sigma  # so the WebUI compares them
+        moment = Moment(sigma, timestep, self.calls, cfg_share, self._is_guided(level))
+        self.calls += 1
+        if not sampler.is_on_timesteps:
+            guess = self.each.denoise(x, moment)
+            return Guess(self.start.keep(guess.clean), guess.unguided)
+        # LDM's samplers show the model the picture where it is kept, and trust its noise.
+        shown = self.start.shown(x, sigma)
+        guess = self.each.denoise(shown, moment)
+        moved = x - shown
+        return Guess(guess.clean + moved, guess.unguided + moved)
+
+    def _is_guided(self, level: float) -> bool:
+        guidance, sampler = self.guidance, self.each.sampler
+        total = self.each.plan.asked_steps * (2 if sampler.second_order else 1)
+        if guidance.skip_early and self.calls / total <= guidance.skip_early:
+            return False
+        is_skipped_one = self.calls % 2 == 1 or guidance.skip_all
+        return not (is_skipped_one and level < guidance.skip_below)
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -76,14 +139,7 @@ class Pass:
         Every pass draws each picture's noise anew from its seed.
         """
         noises = [
-            PictureNoise(
-                seed_of(request, i),
-                start.shape,
-                request.subseed + i,
-                request.subseed_strength,
-                request.eta_delta,
-            )
-            for i in indices
+            PictureNoise(_seeding(request, i, device), start.shape, self.plan.span) for i in indices
         ]
 
         def stack(parts: list[Tensor]) -> Tensor:
@@ -94,17 +150,20 @@ class Pass:
         initial = start.filled(first)
         if initial is not None:
             x = x + initial * self.plan.image_scale
-        calls = itertools.count()
+        asked = _Asked(self, start, request.sampling.guidance)
 
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            moment = Moment(sigma, timestep_of(sigma), next(calls))
-            return start.keep(self.denoise(x, moment).clean)
+        def apart(x: Tensor, sigma: float, cfg_share: float) -> tuple[Tensor, Tensor]:
+            guess = asked.guess(x, sigma, cfg_share)
+            return guess.clean, guess.unguided
 
         walk = Walk(
-            self.plan.sigmas,
-            denoise,
+            self.plan,
+            lambda x, sigma: asked.guess(x, sigma).clean,
+            apart,
             step,
             fresh_noise=lambda: stack([noise.fresh() for noise in noises]),
             path_noise=lambda a, b: stack([noise.along_path(a, b) for noise in noises]),
+            eta=self.sampler.eta_of(request.sampling),
+            settings=request.sampling,
         )
         return start.keep(self.sampler.run(walk, x) * self.plan.final_scale)

@@ -1,0 +1,194 @@
+"""What is asked of a real WebUI 1.10.1 and of the engine, to compare their pictures.
+
+`python -m benchmarks.parity` asks all of it; the tests ask those whose pictures are in kept.json.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageDraw
+
+# By the WebUI's names, as its own lists give them: not the engine's, which is what is in question.
+SAMPLERS = (
+    *("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"),
+    *("DPM++ 3M SDE", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast"),
+    *("DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM"),
+)
+SCHEDULES = (
+    *("Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform"),
+    *("KL Optimal", "Align Your Steps", "Simple", "Normal", "DDIM", "Beta"),
+)
+EVERY_SAMPLER_ON = ("Automatic", "Karras", "SGM Uniform", "Beta")
+ANOTHER = {sampler: SCHEDULES[i % len(SCHEDULES)] for i, sampler in enumerate(SAMPLERS)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request in the WebUI API's fields; its picture is 64x64."""
+
+    name: str
+    fields: dict[str, object]
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        return "img2img" if "init_images" in self.fields else "txt2img"
+
+    @property
+    def body(self) -> dict[str, object]:
+        small = {
+            "prompt": "a large red circle on a blue background",
+            "negative_prompt": "green",
+            "seed": 1,
+            "steps": 10,
+            "width": 64,
+            "height": 64,
+        }
+        return small | self.fields | {"override_settings": self.settings}
+
+
+def _scene() -> str:
+    """A drawn picture, base64, to start from."""
+    image = Image.new("RGB", (64, 64), (200, 180, 40))
+    ImageDraw.Draw(image).ellipse((12, 20, 50, 58), fill=(30, 60, 200))
+    return _encoded(image)
+
+
+def _mask() -> str:
+    image = Image.new("L", (64, 64))
+    ImageDraw.Draw(image).rectangle((16, 16, 47, 47), fill=255)
+    return _encoded(image)
+
+
+def _encoded(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _samplers() -> Iterator[Case]:
+    for sampler in SAMPLERS:
+        every = sampler in ("Euler", "DPM++ 2M SDE", "LCM")
+        for schedule in SCHEDULES:
+            if every or schedule in (*EVERY_SAMPLER_ON, ANOTHER[sampler]):
+                fields: dict[str, object] = {"sampler_name": sampler, "scheduler": schedule}
+                yield Case(f"{sampler}, {schedule}", fields)
+    for sampler in ("UniPC", "DDIM", "PLMS", "DPM fast"):
+        for steps in (7, 8, 20):
+            yield Case(f"{sampler}, {steps} steps", {"sampler_name": sampler, "steps": steps})
+    for steps in (20, 40):
+        yield Case(f"Restart, {steps} steps", {"sampler_name": "Restart", "steps": steps})
+
+
+def _img2img() -> Iterator[Case]:
+    given: dict[str, object] = {"init_images": [_scene()], "denoising_strength": 0.6}
+    for sampler in SAMPLERS:
+        yield Case(f"img2img {sampler}", given | {"sampler_name": sampler})
+    mask: dict[str, object] = {"mask": _mask(), "mask_blur": 0, "inpaint_full_res": False}
+    for sampler in ("Euler", "DPM++ 2M SDE", "DDIM", "UniPC"):
+        yield Case(
+            f"inpaint {sampler}", given | mask | {"sampler_name": sampler, "inpainting_fill": 1}
+        )
+
+
+def _hires() -> Iterator[Case]:
+    given: dict[str, object] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent"}
+    small: dict[str, object] = {"width": 32, "height": 32, "denoising_strength": 0.7}
+    for sampler in ("DPM++ SDE", "DPM fast", "UniPC", "Restart", "LCM"):
+        yield Case(f"hires {sampler}", given | small | {"sampler_name": sampler})
+    yield Case(
+        "hires of a resized variation",
+        given
+        | small
+        | {"seed_resize_from_w": 48, "seed_resize_from_h": 24, "sampler_name": "Euler a"}
+        | {"subseed": 3, "subseed_strength": 0.5},
+    )
+
+
+def _noise() -> Iterator[Case]:
+    euler_a: dict[str, object] = {"sampler_name": "Euler a"}
+    for source in ("CPU", "NV"):
+        for sampler in ("Euler a", "DPM++ SDE"):
+            yield Case(
+                f"{source} noise, {sampler}", {"sampler_name": sampler}, {"randn_source": source}
+            )
+    yield Case("variation", euler_a | {"subseed": 5, "subseed_strength": 0.3})
+    yield Case(
+        "variation of NV noise",
+        euler_a | {"subseed": 5, "subseed_strength": 0.7},
+        {"randn_source": "NV"},
+    )
+    yield Case("seed resize up", euler_a | {"seed_resize_from_w": 40, "seed_resize_from_h": 48})
+    yield Case("seed resize down", euler_a | {"seed_resize_from_w": 96, "seed_resize_from_h": 80})
+    yield Case(
+        "seed resize of a variation",
+        euler_a
+        | {"seed_resize_from_w": 40, "seed_resize_from_h": 96}
+        | {"subseed": 5, "subseed_strength": 0.3},
+        {"randn_source": "NV"},
+    )
+    yield Case("ENSD", euler_a, {"eta_noise_seed_delta": 31337})
+    yield Case("tiling", {"sampler_name": "Euler", "tiling": True})
+    yield Case("tiling img2img", {"init_images": [_scene()], "tiling": True})
+
+
+def _settings() -> Iterator[Case]:
+    for sampler in ("Euler a", "DPM++ SDE", "DPM++ 3M SDE", "DPM fast", "DDIM", "DDIM CFG++"):
+        yield Case(f"eta 0.5, {sampler}", {"sampler_name": sampler, "eta": 0.5})
+    yield Case("eta 0, DPM adaptive", {"sampler_name": "DPM adaptive", "eta": 0})
+    yield Case("eta_ancestral", {"sampler_name": "DPM2 a"}, {"eta_ancestral": 0.3})
+    yield Case("eta_ddim", {"sampler_name": "DDIM"}, {"eta_ddim": 0.8})
+    churn: dict[str, object] = {"s_churn": 4, "s_tmin": 0.2, "s_tmax": 8, "s_noise": 1.02}
+    for sampler in ("Euler", "Heun", "DPM2"):
+        yield Case(f"churn, {sampler}", {"sampler_name": sampler} | churn)
+    yield Case("churn by settings", {"sampler_name": "Euler"}, dict(churn))
+    yield Case("s_noise, DPM++ 2M SDE", {"sampler_name": "DPM++ 2M SDE", "s_noise": 1.05})
+    yield Case("s_min_uncond", {"sampler_name": "Euler", "s_min_uncond": 3})
+    yield Case(
+        "s_min_uncond_all",
+        {"sampler_name": "Heun", "s_min_uncond": 3},
+        {"s_min_uncond_all": True},
+    )
+    yield Case("s_min_uncond, DDIM", {"sampler_name": "DDIM", "s_min_uncond": 500})
+    yield Case("skip_early_cond", {"sampler_name": "Euler"}, {"skip_early_cond": 0.3})
+    yield Case("skip_early_cond, Heun", {"sampler_name": "Heun"}, {"skip_early_cond": 0.3})
+    for sampler in ("Euler", "DPM2", "DDIM"):
+        yield Case(
+            f"discard penultimate, {sampler}",
+            {"sampler_name": sampler},
+            {"always_discard_next_to_last_sigma": True},
+        )
+    yield Case("SGM noise", {"sampler_name": "Euler"}, {"sgm_noise_multiplier": True})
+    for schedule in ("Karras", "SGM Uniform", "KL Optimal", "Beta"):
+        yield Case(
+            f"sigma_min and sigma_max, {schedule}",
+            {"sampler_name": "Euler", "scheduler": schedule},
+            {"sigma_min": 0.1, "sigma_max": 12},
+        )
+    for schedule in ("Karras", "Polyexponential"):
+        yield Case(f"rho, {schedule}", {"sampler_name": "Euler", "scheduler": schedule}, {"rho": 3})
+    yield Case(
+        "old Karras", {"sampler_name": "DPM++ 2M"}, {"use_old_karras_scheduler_sigmas": True}
+    )
+    yield Case(
+        "beta distribution",
+        {"sampler_name": "Euler", "scheduler": "Beta"},
+        {"beta_dist_alpha": 0.4, "beta_dist_beta": 0.9},
+    )
+    for name, settings in {
+        "bh2": {"uni_pc_variant": "bh2"},
+        "vary_coeff": {"uni_pc_variant": "vary_coeff"},
+        "time_quadratic": {"uni_pc_skip_type": "time_quadratic"},
+        "logSNR": {"uni_pc_skip_type": "logSNR"},
+        "order 2": {"uni_pc_order": 2},
+        "order 4": {"uni_pc_order": 4},
+        "high order to the end": {"uni_pc_lower_order_final": False},
+    }.items():
+        yield Case(f"UniPC {name}", {"sampler_name": "UniPC"}, dict(settings))
+
+
+CASES = (*_samplers(), *_img2img(), *_hires(), *_noise(), *_settings())

@@ -1,0 +1,69 @@
+"""A real WebUI's pictures, every fourth pixel of them, as numbers in a file beside the tests."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.parity.cases import ANOTHER, CASES
+
+Pixels = NDArray[Any]
+
+FILE = Path(__file__).parent / "kept.json"
+STRIDE = 4
+KEPT = frozenset(
+    {
+        # One of each sampler, on the schedules in turn; DPM adaptive takes long with noise.
+        *(f"{name}, {schedule}" for name, schedule in ANOTHER.items() if name != "DPM adaptive"),
+        "eta 0, DPM adaptive",
+        "img2img Euler",
+        "inpaint DDIM",
+        "hires DPM++ SDE",
+        "NV noise, Euler a",
+        "NV noise, DPM++ SDE",
+        "seed resize of a variation",
+        "seed resize down",
+        "ENSD",
+        "tiling",
+        "churn, Heun",
+        "s_min_uncond_all",
+        "skip_early_cond",
+        "old Karras",
+        "UniPC logSNR",
+        "UniPC vary_coeff",
+    }
+)
+
+
+def psnr(one: Pixels, other: Pixels) -> float:
+    """Likeness of two pictures of 8 bits in dB, 99 for the same."""
+    error = float(((one.astype(np.float64) - other.astype(np.float64)) ** 2).mean())
+    return 99.0 if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def thinned(image: Image.Image) -> Pixels:
+    return np.asarray(image.convert("RGB"))[::STRIDE, ::STRIDE]
+
+
+def write_kept(pictures: dict[str, Image.Image]) -> None:
+    kept = {
+        case.name: base64.b64encode(thinned(pictures[case.name]).tobytes()).decode()
+        for case in CASES
+        if case.name in pictures
+    }
+    FILE.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_kept() -> dict[str, Pixels]:
+    def pixels(text: str) -> Pixels:
+        side = 64 // STRIDE
+        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(side, side, 3)
+
+    return {name: pixels(text) for name, text in json.loads(FILE.read_text("utf-8")).items()}

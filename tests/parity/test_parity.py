@@ -1,0 +1,48 @@
+"""The engine's pictures against those of a real WebUI 1.10.1 with the same demo checkpoint."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from middleware_api.container.engine import CheckpointFile, Engine, Models
+from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.request import parse_request
+from middleware_api.container.roles import Roles
+from middleware_api.demo.train import CHECKPOINT
+from tests.parity.cases import CASES, SAMPLERS, Case
+from tests.parity.kept import KEPT, psnr, read_kept, thinned
+
+BAR_DB = 40.0
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    torch.set_num_threads(1)
+    return Engine(torch.device("cpu"), 10**9, PromptEncoder())
+
+
+@pytest.fixture(scope="module")
+def demo(engine: Engine) -> Iterator[Models]:
+    with engine.load(Roles(CheckpointFile(CHECKPOINT, CHECKPOINT.name, "demo", ""))) as models:
+        yield models
+
+
+def test_the_kept_pictures_show_every_sampler() -> None:
+    kept = [case for case in CASES if case.name in KEPT]
+    assert {case.name for case in kept} == KEPT == read_kept().keys()
+    assert {case.fields.get("sampler_name") for case in kept} >= set(SAMPLERS)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in KEPT], ids=lambda case: case.name
+)
+def test_a_picture_is_the_webuis(engine: Engine, demo: Models, case: Case) -> None:
+    request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
+    assert request.warnings == ()
+    (picture,) = engine.generate(demo, request, lambda step: None)
+    assert psnr(thinned(picture.image), read_kept()[case.name]) >= BAR_DB
