@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -14,8 +15,11 @@ from aws_extension.client import CloudClient
 from aws_extension.collected import CollectedJobs
 from aws_extension.errors import CloudError, NotFound, UnexpectedAnswer
 from aws_extension.http import Retries
+from aws_extension.known_hashes import KnownHashes
+from aws_extension.model_needs import LocalModels, NoModels
 from aws_extension.settings import Connection, SettingsStore
 from aws_extension.signed_urls import UrlSeal
+from aws_extension.upload_queue import UploadQueue
 
 THUMBNAIL_PIXELS = 256
 THUMBNAILS_KEPT = 300
@@ -29,8 +33,17 @@ class CloudAccess:
     A `user` is named by `pages.common.user_of`; without one, calls see whatever the token may.
     """
 
-    def __init__(self, store: SettingsStore, adapter: BaseAdapter | None = None) -> None:
+    def __init__(
+        self,
+        store: SettingsStore,
+        adapter: BaseAdapter | None = None,
+        local_models: Callable[[], LocalModels] = NoModels,
+    ) -> None:
+        """`local_models` looks at this machine's weights files, anew each time."""
         self.store = store
+        self.local_models = local_models
+        self.hashes = KnownHashes(store.folder / "uploads")
+        self.uploads = UploadQueue(self.client, store.folder / "uploads", self.hashes)
         self.seal = UrlSeal()
         self.collected = CollectedJobs(store.folder / "collected")
         self._adapter = adapter
@@ -87,6 +100,20 @@ class CloudAccess:
             self._thumbnails[key] = small
             while len(self._thumbnails) > THUMBNAILS_KEPT:
                 self._thumbnails.popitem(last=False)
+        return small
+
+    def model_picture(self, path: Path) -> bytes:
+        """A picture beside a weights file as a small JPEG. Raises CloudError."""
+        try:
+            key = ("", f"{path} {path.stat().st_mtime_ns}")
+            with self._lock:
+                if key in self._thumbnails:
+                    return self._thumbnails[key]
+            small = _shrink(path.read_bytes())
+        except OSError as fault:
+            raise NotFound(f"'{path.name}' cannot be read.", 404) from fault
+        with self._lock:
+            self._thumbnails[key] = small
         return small
 
     def picture(self, job_id: str, index: int, user: str) -> bytes:

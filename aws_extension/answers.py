@@ -92,7 +92,9 @@ class Endpoint:
 class Checkpoint:
     """A weights file of the cloud; `sha256` goes with `names`, "" where it is not known.
 
-    `message` is what one waits for whose bytes are all there."""
+    `message` is what one waits for whose bytes are all there. One that the server fetches from a URL
+    has `sources`, and `progress` (0..1) where it is known.
+    """
 
     id: str
     type: str
@@ -103,6 +105,8 @@ class Checkpoint:
     error: str
     sha256: tuple[str, ...] = ()
     message: str = ""
+    sources: tuple[str, ...] = ()
+    progress: float | None = None
 
     @property
     def files(self) -> Iterator[tuple[str, str]]:
@@ -340,6 +344,8 @@ def parse_checkpoint(raw: object) -> Checkpoint:
         error=fields.optional_text("error"),
         sha256=fields.texts("sha256"),
         message=fields.optional_text("message"),
+        sources=fields.texts("sources"),
+        progress=fields.optional_number("progress"),
     )
 
 

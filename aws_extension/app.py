@@ -24,7 +24,10 @@ def build_app(access: CloudAccess) -> gr.Blocks:
     """The whole app; nothing is asked of the server before a page is opened."""
     theme = gr.themes.Default(font=FONTS, font_mono=CODE_FONTS)
     css = (ROOT / "style.css").read_text(encoding="utf-8")
-    script = (ROOT / "javascript" / "sdaws.js").read_text(encoding="utf-8")
+    script = "".join(
+        (ROOT / "javascript" / name).read_text(encoding="utf-8")
+        for name in ("sdaws.js", "sdaws_upload.js")
+    )
     with gr.Blocks(title=TITLE, theme=theme, css=css, analytics_enabled=False) as blocks:
         gr.Markdown(f"# {TITLE}")
         start = first_page(access)

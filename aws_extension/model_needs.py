@@ -108,6 +108,14 @@ class LocalModels(Protocol):
         """The files of one kind."""
 
 
+class NoModels:
+    """A machine without weights files."""
+
+    def of(self, kind: CheckpointType) -> tuple[LocalFile, ...]:
+        """None."""
+        return ()
+
+
 @dataclass(frozen=True)
 class Resolution:
     """Where a request's models are."""

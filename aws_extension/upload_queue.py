@@ -73,9 +73,15 @@ class UploadQueue:
     """The uploads of one host. What is finished leaves it."""
 
     def __init__(
-        self, client: Callable[[], CloudClient], folder: Path, hashes: KnownHashes
+        self,
+        client: Callable[[], CloudClient],
+        folder: Path,
+        hashes: KnownHashes,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        """`folder` is where unfinished uploads are remembered."""
+        """`folder` is where unfinished uploads are remembered; after `retry_seconds` one that
+        lost the server is tried again."""
+        self._retry_seconds = retry_seconds
         self._client = client
         self._folder = folder
         self._hashes = hashes
@@ -229,7 +235,7 @@ class UploadQueue:
             if upload.state is not UploadState.RUNNING:
                 return
             upload.state, upload.error = UploadState.OFFLINE, str(fault)
-        if not upload.stop.wait(RETRY_SECONDS):
+        if not upload.stop.wait(self._retry_seconds):
             with self._lock:
                 upload.state, upload.error = UploadState.WAITING, ""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
@@ -134,5 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
+    main()

@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -211,7 +210,7 @@ def program(*arguments: str, **environment: str) -> Iterator[str]:
     try:
         yield process.stdout.readline().split()[-1]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(30)
         process.stdout.close()
 

@@ -27,9 +27,14 @@
     document.addEventListener("click", (event) => {
         const pressed = event.target.closest && event.target.closest("button");
         if (!pressed) return;
-        const { sdawsSend, sdawsOrder, sdawsAsk, sdawsKeep, sdawsCopy } = pressed.dataset;
+        const { sdawsSend, sdawsOrder, sdawsAsk, sdawsKeep, sdawsCopy, sdawsPicked } = pressed.dataset;
         const around = pressed.closest(".sdaws-askable");
-        if (sdawsSend !== undefined) {
+        if (sdawsPicked !== undefined) {
+            const picked = [...document.querySelectorAll("[data-sdaws-pick]:checked")];
+            const keys = picked.map((box) => box.dataset.sdawsPick);
+            if (keys.length) write(inputOf(sdawsPicked), JSON.stringify(["upload", keys]));
+            picked.forEach((box) => (box.checked = false));
+        } else if (sdawsSend !== undefined) {
             pressed.disabled = true; // one order a click; the answer brings a new button
             setTimeout(() => (pressed.disabled = false), 1500);
             write(inputOf(sdawsSend), sdawsOrder);
@@ -44,6 +49,13 @@
             const text = pressed.closest(".sdaws-infotext").querySelector("textarea");
             text.select();
             document.execCommand("copy"); // the newer way needs https
+        }
+    });
+    document.addEventListener("change", (event) => {
+        const kind = event.target.dataset?.sdawsPickAll;
+        if (kind === undefined) return;
+        for (const box of document.querySelectorAll("[data-sdaws-pick]")) {
+            if (box.dataset.sdawsKind === kind) box.checked = event.target.checked;
         }
     });
     document.addEventListener("keydown", (event) => {

@@ -109,6 +109,14 @@ def send_button(text: str, box: str, order: str, kind: str = "", hint: str = "")
     )
 
 
+def picked_button(text: str, box: str) -> str:
+    """A button that writes the order to upload all that is picked into that box."""
+    return (
+        "<button type='button' class='sdaws-button sdaws-primary' "
+        f"data-sdaws-picked='{escape(box)}'>{escape(text)}</button>"
+    )
+
+
 def ask_button(text: str) -> str:
     """A button that shows the question of the surrounding `askable`."""
     return f"<button type='button' class='sdaws-button' data-sdaws-ask=''>{escape(text)}</button>"
@@ -182,3 +190,40 @@ def failed(fault: Exception) -> Listing:
 def unread(reader: str, kind: str = "sdaws-grid") -> str:
     """A listing before its page was opened."""
     return listing(Listing(note=endless_bar("Asking the server…")), reader, kind=kind)
+
+
+def browser_upload(kinds: Sequence[str]) -> str:
+    """Where files of the browser's own machine are chosen; sdaws_upload.js sends them."""
+    options = "".join(f"<option>{escape(kind)}</option>" for kind in kinds)
+    states = "".join(
+        f"<span class='sdaws-when-{state}'>{escape(text)}</span>"
+        for state, text in _BROWSER_STATES.items()
+    )
+    return (
+        "<div class='sdaws-browser'><div class='sdaws-line'>"
+        "<label><span>From this browser</span> <input type='file' multiple></label>"
+        f"<label><span>Type</span> <select>{options}</select></label>"
+        "<button type='button' class='sdaws-button' data-sdaws-browser-send=''>Send</button></div>"
+        f"<div class='sdaws-dim'>{words(*_BROWSER_HINTS)}</div>"
+        "<div class='sdaws-browser-lines'></div><template><div class='sdaws-browser-line'>"
+        "<div class='sdaws-value sdaws-strong'></div><div class='sdaws-progress'>"
+        "<div class='sdaws-track'><div class='sdaws-fill'></div></div></div>"
+        f"<div class='sdaws-line'><span class='sdaws-line-text sdaws-value'></span>{states}"
+        "<button type='button' class='sdaws-button' data-sdaws-pause=''>Pause</button>"
+        "<button type='button' class='sdaws-button' data-sdaws-go-on=''>Go on</button>"
+        "</div></div></template></div>"
+    )
+
+
+_BROWSER_HINTS = (
+    "Straight to the store: leave this page open until it is done.",
+    "A file that is chosen again goes on where it was.",
+)
+_BROWSER_STATES = {
+    "finishing": "The server puts it together…",
+    "done": "Uploaded",
+    "paused": "Paused",
+    "failed": "Not uploaded",
+    "unreachable": "The store cannot be reached from here. Check your network; on AWS, this page's "
+    "address must be among the deployment's CorsOrigins.",
+}

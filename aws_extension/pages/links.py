@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from aws_extension.access import CloudAccess
 from aws_extension.answers import InferenceJob
 
 # Relative to the page, for hosts that are not at the root of their address.
-STATE, THUMBNAIL, PREVIEW, PICTURE = (
-    "sdaws/state", "sdaws/thumbnail", "sdaws/preview", "sdaws/picture",
+STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD = (
+    "sdaws/state", "sdaws/thumbnail", "sdaws/preview", "sdaws/picture", "sdaws/model",
+    "sdaws/upload",
 )  # fmt: skip
 
 
@@ -35,3 +37,13 @@ def preview(access: CloudAccess, job: InferenceJob, user: str) -> str:
 def picture(access: CloudAccess, job: InferenceJob, index: int, user: str) -> str:
     """A finished job's picture as it was made."""
     return access.seal.sign(f"{PICTURE}/{job.id}", {"user": user, "index": str(index)})
+
+
+def model_picture(access: CloudAccess, path: Path) -> str:
+    """The picture beside a weights file of this machine."""
+    return access.seal.sign(MODEL, {"path": str(path)})
+
+
+def browser_upload(access: CloudAccess) -> str:
+    """Permission to send files from the browser; the act goes behind its path."""
+    return access.seal.sign(UPLOAD, {})

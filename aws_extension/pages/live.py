@@ -7,15 +7,18 @@ they open nothing where the host has logins, and a link shows its own user's thi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Body, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from aws_extension.access import CloudAccess
-from aws_extension.errors import CloudError
-from aws_extension.pages import endpoints, html, jobs, links, merge, models
+from aws_extension.errors import ApiError, CloudError
+from aws_extension.pages import browser_uploads, endpoints, html, jobs, links, merge, models
 from aws_extension.signed_urls import LINK_SECONDS, LinkRefused
 
+Asked = Annotated[dict[str, Any], Body()]
 Reader = Callable[[CloudAccess, str, Mapping[str, str]], html.Listing]
 READERS: dict[str, Reader] = {
     "jobs": jobs.read_page,
@@ -79,6 +82,25 @@ def add_routes(app: FastAPI, access: CloudAccess) -> None:
             request,
             lambda query: access.picture(job_id, int(query["index"]), query["user"]),
         )
+
+    @app.get(f"/{links.MODEL}", include_in_schema=False)
+    def model_picture(request: Request) -> Response:
+        return _picture(
+            access, links.MODEL, request, lambda query: access.model_picture(Path(query["path"]))
+        )
+
+    @app.post(f"/{links.UPLOAD}/{{act}}", include_in_schema=False)
+    def browser_upload(act: str, request: Request, asked: Asked) -> Response:
+        try:
+            access.seal.check(links.UPLOAD, dict(request.query_params))
+            return JSONResponse(browser_uploads.ACTS[act](access, asked))
+        except LinkRefused as fault:
+            return _refused(fault)
+        except (KeyError, ValueError, TypeError):
+            return JSONResponse({"error": "This is no order to upload."}, status_code=422)
+        except CloudError as fault:
+            status = fault.status if isinstance(fault, ApiError) else 502
+            return JSONResponse({"error": str(fault)}, status_code=status)
 
 
 def _read(reader: Reader, access: CloudAccess, query: Mapping[str, str]) -> html.Listing:

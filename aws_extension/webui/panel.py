@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from modules import script_callbacks, scripts, shared
 from modules.ui_components import InputAccordion
 
@@ -42,7 +43,7 @@ _ENDPOINT_WORDS = {
 @cache
 def host_access() -> CloudAccess:
     """This host's way to the cloud."""
-    return CloudAccess(default_store(os.environ, Path.home()))
+    return CloudAccess(default_store(os.environ, Path.home()), local_models=HostModels)
 
 
 class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has no types
@@ -244,9 +245,14 @@ def build_tab() -> list[tuple[gr.Blocks, str, str]]:
     return [(blocks, "Cloud", "sdaws_cloud")]
 
 
+def _started(_demo: gr.Blocks, app: FastAPI) -> None:
+    add_routes(app, host_access())
+    host_access().uploads.take_up()
+
+
 def register() -> None:
     """Hook into the host; the WebUI calls this again after each "Reload UI"."""
     interception.install(host_access())
     script_callbacks.on_ui_tabs(build_tab)
-    script_callbacks.on_app_started(lambda demo, app: add_routes(app, host_access()))
+    script_callbacks.on_app_started(_started)
     script_callbacks.on_script_unloaded(interception.remove)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +24,13 @@ class PretendCheckpoint:
     size: int
     state: str = "Active"
     parts: dict[int, bytes] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
 
     def show(self) -> dict[str, Any]:
         """As in a list."""
         return {
             **self.summary(), "name": [self.name], "created": 1700000000, "size": self.size,
-            "sha256": [self.sha256],
+            "sha256": [self.sha256], "sources": self.sources,
         }  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
@@ -37,7 +40,7 @@ class PretendCheckpoint:
 
 @dataclass
 class PretendCheckpoints:
-    """Rows 20, 20b, 21 and 22, and the store behind them."""
+    """Rows 20, 20b, 21, 22 and 30, and the store behind them."""
 
     base: str
     all: list[PretendCheckpoint] = field(default_factory=list)
@@ -63,10 +66,11 @@ class PretendCheckpoints:
 
     def create(self, body: dict[str, Any]) -> FakeAnswer:
         (file,) = body["filenames"]
+        sha256 = file.get("sha256", "")
         for known in self.all:
-            if known.sha256 == file["sha256"]:
+            if sha256 and known.sha256 == sha256:
                 return self.upload(known.id)
-        made = self.add(body["checkpoint_type"], file["filename"], file["sha256"])
+        made = self.add(body["checkpoint_type"], file["filename"], sha256)
         made.state, made.size = "Initial", file["size"]
         return self.upload(made.id)
 
@@ -79,6 +83,7 @@ class PretendCheckpoints:
                 {
                     "filename": found.name,
                     "part_size": PART_SIZE,
+                    "checksum": "crc32",
                     "parts": [
                         {"PartNumber": n, "url": f"{self.base}/parts/{found.id}/{n}"}
                         for n in numbers
@@ -94,15 +99,33 @@ class PretendCheckpoints:
     def take(self, checkpoint_id: str, number: int, sent: Sent) -> FakeAnswer:
         if self.refuse_parts_with:
             return FakeAnswer(self.refuse_parts_with, b"")
+        crc = zlib.crc32(sent.body).to_bytes(4, "big")
+        told = {name.lower(): value for name, value in sent.headers.items()}
+        assert base64.b64decode(told["x-amz-checksum-crc32"]) == crc
         self._get(checkpoint_id).parts[number] = sent.body
-        return FakeAnswer(headers={"ETag": f'"{number}"'}, body=b"")
+        origin = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "ETag"}
+        return FakeAnswer(headers={"ETag": f'"{number}"', **origin}, body=b"")
 
-    def complete(self, body: dict[str, Any]) -> FakeAnswer:
+    def change(self, body: dict[str, Any]) -> FakeAnswer:
         found = self._get(body["checkpoint_id"])
-        content = b"".join(found.parts[n] for n in sorted(found.parts))
-        assert hashlib.sha256(content).hexdigest() == found.sha256
-        found.state = "Active"
+        if body.get("multi_parts_tags"):
+            content = b"".join(found.parts[n] for n in sorted(found.parts))
+            sha256 = hashlib.sha256(content).hexdigest()
+            assert found.sha256 in ("", sha256)
+            found.sha256 = sha256
+        found.state = body["status"]
         return FakeAnswer(body={"statusCode": 200, "checkpoint": found.summary()})
+
+    def delete(self, checkpoint_id: str) -> FakeAnswer:
+        self.all.remove(self._get(checkpoint_id))
+        return FakeAnswer(body={"statusCode": 200, "message": "deleted"})
+
+    def fetch(self, body: dict[str, Any]) -> FakeAnswer:
+        """Row 30; it never ends."""
+        (url,) = body["modelUrl"]
+        made = self.add(body["checkpointType"], url.rpartition("/")[2])
+        made.state, made.sources = "Initial", [url]
+        return FakeAnswer(body={"statusCode": 200, "checkpoint": made.summary()})
 
     def _get(self, checkpoint_id: str) -> PretendCheckpoint:
         return next(c for c in self.all if c.id == checkpoint_id)

@@ -128,7 +128,11 @@ class PretendCloud:
             return self.checkpoints.list(query)
         if path == "/checkpoint":
             known = self.checkpoints
-            return (known.create if sent.method == "POST" else known.complete)(sent.json)
+            if sent.method == "DELETE":
+                return known.delete(query["id"][0])
+            return (known.create if sent.method == "POST" else known.change)(sent.json)
+        if path == "/upload_checkpoint":
+            return self.checkpoints.fetch(sent.json)
         if path.startswith("/checkpoint/"):
             return self.checkpoints.upload(path.split("/")[2])
         if path == "/inference/v2":
@@ -300,6 +304,15 @@ def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
+
+        def do_OPTIONS(self) -> None:
+            """A browser asks before it puts a part from another origin's page."""
+            self.send_response(204)
+            for name in ("Origin", "Methods", "Headers"):
+                self.send_header(
+                    f"Access-Control-Allow-{name}", "PUT" if name == "Methods" else "*"
+                )
+            self.end_headers()
 
         do_GET = do_POST = do_PUT = do_DELETE = answer
 

@@ -104,7 +104,7 @@ class _Reader(HTMLParser):
         keeps = _KEEPS in (given.get("class") or "").split() or tag == "textarea"
         if given.get("title"):
             self.found.add(str(given["title"]))
-        if tag != "img":
+        if tag not in ("img", "input"):
             self._open.append((tag, keeps))
 
     def handle_endtag(self, tag: str) -> None:

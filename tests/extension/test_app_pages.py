@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from tests.extension.browsing import Visit, app, sync_api
 from tests.extension.browsing import browser as browser  # a fixture
@@ -184,3 +186,43 @@ NAMELESS = """
     !one.closest(".block")?.querySelector("label, [data-testid='block-info']"))
     .map((one) => one.outerHTML.slice(0, 200))
 """
+
+
+def test_models_go_up_from_here_from_the_browser_and_from_a_url(browser, studio):
+    for name in ("detail", "style"):
+        path = studio.folder / "models" / "Lora" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode() * 50_000)
+        Image.new("RGB", (64, 64), "teal").save(path.with_suffix(".png"))
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    visit.open("Models")
+    rows = page.locator("#sdaws_checkpoints .sdaws-row:not(.sdaws-row-head)")
+    rows.filter(has_text="detail.safetensors").locator("img").wait_for()
+    page.check("#sdaws_checkpoints [data-sdaws-pick-all=Lora]")
+    page.click("text=Upload what is selected")
+    for name in ("detail", "style"):
+        rows.filter(has_text=name).get_by_text("Here and in the cloud").wait_for()
+    mine = rows.filter(has_text="detail.safetensors")
+    mine.get_by_text("Disable", exact=True).click()
+    mine.get_by_text("Enable", exact=True).click()
+    mine.get_by_text("Here and in the cloud").wait_for()
+    mine.get_by_text("Delete…").click()
+    mine.get_by_text("The file here stays.").wait_for()
+    mine.get_by_text("Yes, delete it").click()
+    mine.get_by_text("Only here").wait_for()
+    page.click("text=Another file")
+    far = {"name": "far.safetensors", "mimeType": "", "buffer": b"far" * 100_000}
+    page.set_input_files(".sdaws-browser input[type=file]", far)
+    page.select_option(".sdaws-browser select", "VAE")
+    page.click("[data-sdaws-browser-send]")
+    page.wait_for_selector(".sdaws-browser-line :text('Uploaded')")
+    rows.filter(has_text="far.safetensors").get_by_text("In the cloud", exact=True).wait_for()
+    page.fill("#sdaws_import_url input, #sdaws_import_url textarea", "https://x.test/y.safetensors")
+    page.click("#sdaws_import")
+    page.wait_for_selector("#sdaws_checkpoints :text('The server fetches it:')")
+    there = {one.name: one for one in studio.cloud.checkpoints.all}
+    assert there["far.safetensors"].sha256 == hashlib.sha256(far["buffer"]).hexdigest()
+    assert there["y.safetensors"].sources == ["https://x.test/y.safetensors"]
+    assert TOKEN not in page.content()
+    assert visit.complaints == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from aws_extension import errors
 from aws_extension.access import CloudAccess
 from aws_extension.answers import InferenceOutput, parse_checkpoint, parse_endpoint, parse_job
 from aws_extension.fake_transport import FakeTransport
+from aws_extension.model_needs import LocalFile
 from aws_extension.pages import connection, endpoints, jobs, merge, models
 from aws_extension.pages.host import FolderHost
 from aws_extension.pages.layout import build_pages
+from aws_extension.pages.model_list import ModelRow
 from aws_extension.settings import SettingsStore
-from middleware_api.contract import CheckpointState, EndpointState, InferenceState
+from aws_extension.upload_queue import Upload, UploadState
+from middleware_api.contract import CheckpointState, CheckpointType, EndpointState, InferenceState
 from tests.extension import said
 from tests.extension.pretend_cloud import TOKEN, PretendCloud
 from tests.extension.webui_host import host as host  # a fixture
@@ -27,7 +31,7 @@ FILE = Path(__file__).parents[2] / "localizations" / "zh_CN.json"
 NAMES = {
     "txt2img", "img2img", "extra-single-image", "extra-batch-images", "interrogate",
     "Stable-diffusion", "embeddings", "Lora", "hypernetworks", "ControlNet", "VAE", "LoRA",
-    "http://127.0.0.1:8210", "/path/to/model.safetensors",
+    "http://127.0.0.1:8210", "/path/to/model.safetensors", "https://…/model.safetensors",
 }  # fmt: skip
 
 
@@ -87,7 +91,19 @@ def test_every_card_in_every_state(access, chinese):
             made += [shown.note, *(card.content for card in shown.cards)]
     for kept in CheckpointState:
         file = parse_checkpoint({"id": "c", "status": kept.value, "type": "Lora", "name": ["f"]})
-        made += [card.content for card in models.show([file]).cards]
+        row = ModelRow(CheckpointType.LORA, "f", 1, cloud=file)
+        fetched = replace(row, cloud=replace(file, sources=("https://x",), progress=0.5))
+        here = replace(row, local=LocalFile(CheckpointType.LORA, Path("f"), 1))
+        only_here = replace(here, cloud=None)
+        converted = replace(row, cloud=replace(file, message="x"))
+        rows = [row, fetched, converted, here, only_here]
+        for uploading in UploadState:
+            assert only_here.order is not None
+            upload = Upload(only_here.order, uploading, error="x")
+            rows.append(replace(only_here, upload=upload))
+        shown = models.show(access, {CheckpointType.LORA: rows})
+        made += [shown.note, *(card.content for card in shown.cards)]
+    made.append(models.show(access, {}).note)
     for fault in (errors.Unauthorised, errors.Forbidden, errors.ServerFault, errors.NotFound):
         made.append(connection.html.notice("bad", *connection.explain(fault("text", 400))))
     cloud = PretendCloud()
@@ -97,7 +113,7 @@ def test_every_card_in_every_state(access, chinese):
         made.append(connection.test_result(CloudAccess(store, FakeTransport(cloud))))
     made.append(connection.test_result(access))
     texts = set().union(*map(said.of_html, made))
-    assert {"Finished", "Asleep", "Not complete"} <= texts
+    assert {"Finished", "Asleep", "Only here"} <= texts
     assert untranslated(texts, chinese) == []
 
 
