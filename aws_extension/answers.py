@@ -92,8 +92,8 @@ class Endpoint:
 class Checkpoint:
     """A weights file of the cloud; `sha256` goes with `names`, "" where it is not known.
 
-    `message` is what one waits for whose bytes are all there. One that the server fetches from a URL
-    has `sources`, and `progress` (0..1) where it is known.
+    `message` is what one waits for whose bytes are all there. One that the server fetches from a
+    URL has `sources`, and `progress` (0..1) where it is known.
     """
 
     id: str

@@ -29,7 +29,7 @@ from tests.extension.webui_host import host as host  # a fixture
 FILE = Path(__file__).parents[2] / "localizations" / "zh_CN.json"
 # Names that are the same in every language.
 NAMES = {
-    "txt2img", "img2img", "extra-single-image", "extra-batch-images", "interrogate",
+    "txt2img", "img2img", "extra-single-image", "extra-batch-images", "interrogate", "convert",
     "Stable-diffusion", "embeddings", "Lora", "hypernetworks", "ControlNet", "VAE", "LoRA",
     "http://127.0.0.1:8210", "/path/to/model.safetensors", "https://…/model.safetensors",
 }  # fmt: skip
