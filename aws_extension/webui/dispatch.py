@@ -48,7 +48,8 @@ def generate(p: Any, choice: CloudChoice, generation: Generation, *, at_once: bo
         shares.append(generation.add(*order))
         if generation.is_ending:  # heard while it waited for room
             break
-    with_grid = wants_grid(p, sum(len(share.pictures) for share in shares))
+    with overridden_options(p):
+        with_grid = wants_grid(p, sum(len(share.pictures) for share in shares))
     if at_once or with_grid:
         generation.settle_all()
     with overridden_options(p):

@@ -100,6 +100,14 @@ def test_settings_at_their_defaults_or_of_the_webui_alone_do_not_travel(host):
     assert host.cloud.jobs[0].body["override_settings"] == {"emphasis": "No norm"}
 
 
+def test_a_requests_own_settings_decide_on_its_grid(host):
+    p = host.p(override_settings={"grid_only_if_multiple": False})
+    assert len(host.process_images(p).images) == 2
+    p = host.p(n_iter=2, override_settings={"return_grid": False, "grid_save": False})
+    assert len(host.process_images(p).images) == 2
+    assert len(list((host.folder / "grids").iterdir())) == 1
+
+
 def test_settings_that_cannot_be_followed_are_named(host):
     opts = host.shared.opts
     opts.return_mask = opts.save_images_before_highres_fix = True

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,35 @@ FLAGS = (
     *("--skip-python-version-check", "--skip-version-check", "--no-download-sd-model"),
     *("--do-not-download-clip", "--no-half", "--use-cpu", "all", "--no-hashing"),
 )
+# What its pages show at first, in its own `ui-config.json`: what the small checkpoint can do.
+FIRST_SHOWN = {
+    f"{part}/{name}/value": value
+    for tab in ("txt2img", "img2img")
+    for part, name, value in (
+        (tab, "Width", 64),
+        (tab, "Height", 64),
+        (tab, "CFG Scale", 5.0),
+        (f"customscript/sampler.py/{tab}", "Sampling steps", 4),
+        (f"customscript/sampler.py/{tab}", "Sampling method", "Euler"),
+    )
+}
+# An extension of the tests: what is going on inside.
+INSIDE = """
+import threading
+from modules import processing, script_callbacks
+from aws_extension.webui import interception
+
+def tell(demo, app):
+    @app.get("/inside")
+    def inside():
+        return {
+            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "interceptors": len(interception._installed),
+            "original": interception._installed[0].process_images.original.__code__.co_filename,
+        }
+
+script_callbacks.on_app_started(tell)
+"""
 
 
 @dataclass(frozen=True)
@@ -89,25 +120,42 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def webui(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[RealWebui]:
-    checkout = os.environ.get("WEBUI_DIR")
-    if not checkout:
+def checkout() -> Path:
+    """The WebUI that is tried."""
+    found = os.environ.get("WEBUI_DIR")
+    if not found:
         pytest.skip("WEBUI_DIR names no checkout of the WebUI: make check-webui WEBUI_DIR=…")
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def webui(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[RealWebui]:
     server: RealServer = request.getfixturevalue("real_server")
     data = tmp_path_factory.mktemp("webui")
-    (data / "extensions").mkdir()
-    (data / "extensions" / "sdaws").symlink_to(REPOSITORY)
     (data / "styles.csv").write_text(
         "name,prompt,negative_prompt\nround,{prompt} very round,a square\n"
     )
+    with running_webui(
+        checkout, data, SDAWS_API_URL=server.url, SDAWS_API_TOKEN=server.token
+    ) as url:
+        yield RealWebui(
+            url, data, data / "webui.log", server.checkpoint, _other_checkpoint(server, data)
+        )
+
+
+@contextmanager
+def running_webui(checkout: Path, data: Path, **environ: str) -> Iterator[str]:
+    """The WebUI with our extension, and a data folder of its own; its address."""
+    (data / "extensions").mkdir()
+    (data / "extensions" / "sdaws").symlink_to(REPOSITORY)
+    (data / "extensions" / "tell-inside" / "scripts").mkdir(parents=True)
+    (data / "extensions" / "tell-inside" / "scripts" / "inside.py").write_text(INSIDE)
+    (data / "ui-config.json").write_text(json.dumps(FIRST_SHOWN))
     port = free_port()
     log = data / "webui.log"
-    environment = {
-        **os.environ,
-        "SDAWS_API_URL": server.url,
-        "SDAWS_API_TOKEN": server.token,
+    fixed = {
         "HF_HUB_OFFLINE": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
         "SD_WEBUI_RESTARTING": "1",  # opens no browser
@@ -116,32 +164,29 @@ def webui(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
-                *(str(Path(checkout) / "venv" / "bin" / "python"), "-W", "ignore", "launch.py"),
+                *(str(checkout / "venv" / "bin" / "python"), "-W", "ignore", "launch.py"),
                 *("--port", str(port), "--data-dir", str(data), *FLAGS),
             ],
             cwd=checkout,
-            env=environment,
+            env={**os.environ, **fixed, **environ},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_it_is_up(process, log)
-        yield RealWebui(url, data, log, server.checkpoint, _other_checkpoint(server, data))
+        wait_for_start(log, 1, lambda: process.poll() is not None)
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_until_it_is_up(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Its log tells: its API answers before all of it is there."""
+def wait_for_start(log: Path, count: int, has_ended: Callable[[], bool] = lambda: False) -> None:
+    """The log tells, of each start: the API answers before all of it is there."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        if "Startup time:" in log.read_text():
-            return
-        time.sleep(0.3)
-    raise AssertionError(f"the WebUI was not up in time\n{log.read_text()[-3000:]}")
+    while log.read_text().count("Startup time:") < count:
+        assert not has_ended(), log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.2)
 
 
 def _other_checkpoint(server: RealServer, folder: Path) -> str:
