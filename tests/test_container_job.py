@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from middleware_api.container.job import JobRunner, parse_invocation
 from middleware_api.container.progress import ProgressReporter, Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.s3_storage import S3Storage
-from middleware_api.container.storage import FolderStorage
+from middleware_api.container.storage import FolderStorage, OnBytes
 from middleware_api.container.tasks import tasks_of
 from tests.aws import BUCKET, aws
 from tests.engine_checkpoints import write_checkpoint
@@ -77,9 +78,11 @@ class Watched(FolderStorage):
         self.before_look(key)
         return super().exists(key)
 
-    def weights(self, checkpoint: contract.ContainerCheckpoint) -> Path:
+    def weights(
+        self, checkpoint: contract.ContainerCheckpoint, look: OnBytes
+    ) -> AbstractContextManager[Path]:
         self.before_weights()
-        return super().weights(checkpoint)
+        return super().weights(checkpoint, look)
 
     def write(self, key: str, content: bytes) -> None:
         super().write(key, content)
@@ -324,7 +327,7 @@ def test_sampling_from_s3_costs_no_request_a_step(engine: Engine, tmp_path: Path
     weights = write_checkpoint(tmp_path / "tiny.safetensors").read_bytes()
     wanted = [{**invocation()["checkpoints"][0], "size": len(weights)}]
     with aws() as account:
-        storage = S3Storage(account.client("s3"), BUCKET, tmp_path / "weights", lambda: 0.0)
+        storage = S3Storage(account.client("s3"), BUCKET, tmp_path / "weights", 10**9, lambda: 0.0)
         storage.write(CHECKPOINT, weights)
         fields = FIELDS | {"steps": 40}
         storage.write(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
+import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import boto3
 import pytest
@@ -18,7 +23,7 @@ from botocore.config import Config
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from middleware_api.container import s3_storage
+from middleware_api.container import ranged_download, s3_storage
 from middleware_api.container.errors import (
     BadRequest,
     CheckpointUnreadable,
@@ -27,13 +32,14 @@ from middleware_api.container.errors import (
     StorageUnreachable,
 )
 from middleware_api.container.s3_storage import S3Storage, s3_client
-from middleware_api.container.storage import FolderStorage, Storage
+from middleware_api.container.storage import FolderStorage, OnBytes, Storage
 from middleware_api.contract import ContainerCheckpoint
 from tests.aws import BUCKET, REGION, Aws, aws
 from tests.server import REPOSITORY
 
 KEY = "Stable-diffusion/checkpoint/c1/straße [1].safetensors"
-CONTENT = bytes(range(256)) * 40_000  # above 8 MiB, so that it comes in more than one part
+CONTENT = bytes(range(256)) * 40_000
+MAX_BYTES = 100_000_000
 
 
 class Clock:
@@ -71,7 +77,7 @@ def storage(request: pytest.FixtureRequest, folder: Path) -> Iterator[Storage]:
         yield FolderStorage(folder)
     else:
         with aws() as account:
-            yield S3Storage(account.client("s3"), BUCKET, folder, Clock())
+            yield S3Storage(account.client("s3"), BUCKET, folder, MAX_BYTES, Clock())
 
 
 @pytest.fixture
@@ -86,6 +92,14 @@ def s3(account: Aws) -> Any:
     client = account.client("s3")
     client.put_object(Bucket=BUCKET, Key=KEY, Body=CONTENT)
     return client
+
+
+def fetched(
+    storage: Storage, told: ContainerCheckpoint, look: OnBytes = lambda count: None
+) -> Path:
+    """The file, which nobody removes here."""
+    with storage.weights(told, look) as path:
+        return path
 
 
 def files(folder: Path) -> list[Path]:
@@ -110,12 +124,12 @@ def test_what_it_wrote_itself_exists_at_once(storage: Storage) -> None:
     assert not storage.exists("out/a/other")
 
 
-def test_weights_are_a_file_named_as_the_key_ends(storage: Storage) -> None:
+def test_weights_are_a_file_that_ends_as_the_key_does(storage: Storage) -> None:
     storage.write(KEY, CONTENT)
-    path = storage.weights(checkpoint())
-    assert path.name == "straße [1].safetensors"
+    path = fetched(storage, checkpoint())
+    assert path.suffix == ".safetensors"
     assert path.read_bytes() == CONTENT
-    assert storage.weights(checkpoint()) == path
+    assert fetched(storage, checkpoint()) == path
 
 
 def test_two_checkpoints_of_one_name_are_two_files(storage: Storage) -> None:
@@ -123,7 +137,7 @@ def test_two_checkpoints_of_one_name_are_two_files(storage: Storage) -> None:
     for key in keys:
         storage.write(key, key.encode())
     size = len(keys[0])
-    paths = [storage.weights(checkpoint(key=key, size=size, sha256="")) for key in keys]
+    paths = [fetched(storage, checkpoint(key=key, size=size, sha256="")) for key in keys]
     assert [path.read_bytes().decode() for path in paths] == keys
 
 
@@ -174,7 +188,7 @@ def test_keys_cannot_leave_the_object_store(storage: Storage, key: str) -> None:
         lambda: storage.exists(key),
         lambda: storage.read(key),
         lambda: storage.write(key, b""),
-        lambda: storage.weights(checkpoint(key=key)),
+        lambda: fetched(storage, checkpoint(key=key)),
         lambda: storage.writing(key, 1).__enter__(),
     ):
         with pytest.raises(BadRequest, match="not a relative path"):
@@ -196,7 +210,7 @@ def test_a_large_object_goes_in_parts_and_a_failed_one_leaves_none(
 ) -> None:
     monkeypatch.setattr(s3_storage, "PART_BYTES", 5 * 1024 * 1024)
     client = account.client("s3")
-    storage = S3Storage(client, BUCKET, folder, Clock())
+    storage = S3Storage(client, BUCKET, folder, MAX_BYTES, Clock())
     with account.counted() as calls, storage.writing(RESULT, len(CONTENT)) as sink:
         sink.write(memoryview(CONTENT))
     assert calls == ["CreateMultipartUpload", "UploadPart", "UploadPart", "CompleteMultipartUpload"]
@@ -211,7 +225,7 @@ def test_the_largest_objects_have_no_more_parts_than_s3_takes(
     account: Aws, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_storage, "PARTS_MAX", 1)
-    storage = S3Storage(account.client("s3"), BUCKET, folder, Clock())
+    storage = S3Storage(account.client("s3"), BUCKET, folder, MAX_BYTES, Clock())
     size = s3_storage.PART_BYTES + 1
     with account.counted() as calls, storage.writing(RESULT, size) as sink:
         sink.write(memoryview(bytes(size - 1)))
@@ -221,7 +235,7 @@ def test_the_largest_objects_have_no_more_parts_than_s3_takes(
 
 def test_an_absent_object_is_asked_for_once_a_second(account: Aws, folder: Path) -> None:
     clock = Clock()
-    storage = S3Storage(account.client("s3"), BUCKET, folder, clock)
+    storage = S3Storage(account.client("s3"), BUCKET, folder, MAX_BYTES, clock)
     with account.counted() as calls:
         for step in range(30):  # three seconds of sampling
             clock.now = 100 + step / 10
@@ -235,17 +249,17 @@ def test_an_absent_object_is_asked_for_once_a_second(account: Aws, folder: Path)
 
 
 def test_one_jobs_absent_marker_says_nothing_of_anothers(s3: Any, folder: Path) -> None:
-    storage = S3Storage(s3, BUCKET, folder, Clock())
+    storage = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
     s3.put_object(Bucket=BUCKET, Key="out/b/cancel", Body=b"")
     assert not storage.exists("out/a/cancel")
     assert storage.exists("out/b/cancel")
 
 
 def test_weights_are_fetched_once(account: Aws, s3: Any, folder: Path) -> None:
-    path = S3Storage(s3, BUCKET, folder, Clock()).weights(checkpoint())
+    path = fetched(S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock()), checkpoint())
     with account.counted() as calls:
-        restarted = S3Storage(s3, BUCKET, folder, Clock())
-        assert restarted.weights(checkpoint()) == path
+        restarted = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
+        assert fetched(restarted, checkpoint()) == path
     assert calls == []
     assert files(folder) == [path]
 
@@ -254,7 +268,7 @@ def test_a_name_as_long_as_file_systems_allow(s3: Any, folder: Path) -> None:
     key = f"VAE/checkpoint/c1/{'n' * 243}.safetensors"
     s3.put_object(Bucket=BUCKET, Key=key, Body=b"1")
     told = checkpoint(key=key, size=1, sha256="")
-    assert S3Storage(s3, BUCKET, folder, Clock()).weights(told).read_bytes() == b"1"
+    assert fetched(S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock()), told).read_bytes() == b"1"
 
 
 # S3 alone: weights that are not, or cannot become, a whole file here.
@@ -272,53 +286,57 @@ def test_a_name_as_long_as_file_systems_allow(s3: Any, folder: Path) -> None:
 def test_weights_that_are_not_what_was_uploaded_are_refused(
     s3: Any, folder: Path, change: dict[str, object], words: str
 ) -> None:
-    storage = S3Storage(s3, BUCKET, folder, Clock())
+    storage = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
     for _ in range(2):  # what was refused once is not taken from the disk then
         with pytest.raises(CheckpointUnreadable, match=rf"straße \[1\]\.safetensors .*{words}"):
-            storage.weights(checkpoint(**change))
+            fetched(storage, checkpoint(**change))
     assert files(folder) == []
 
 
 def test_weights_without_a_known_hash_are_checked_for_their_size(s3: Any, folder: Path) -> None:
-    storage = S3Storage(s3, BUCKET, folder, Clock())
-    assert storage.weights(checkpoint(sha256="")).read_bytes() == CONTENT
+    storage = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
+    assert fetched(storage, checkpoint(sha256="")).read_bytes() == CONTENT
 
 
 def test_a_full_disk_says_what_to_do_and_leaves_nothing(
     s3: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = S3Storage(s3, BUCKET, folder, Clock())
-    opened = Path.open
+    storage = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
 
-    def on_a_full_disk(path: Path, mode: str = "r") -> IO[Any]:
-        if path.suffix != ".part":
-            return opened(path, mode)
-        path.touch(exist_ok=False)
-        return open("/dev/full", "wb")
+    def on_a_full_disk(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(Path, "open", on_a_full_disk)
+        full.setattr(os, "posix_fallocate", on_a_full_disk)
         with pytest.raises(DiskFull, match=r"no room left for straße .*0\.01 GB.*larger disk"):
-            storage.weights(checkpoint())
+            fetched(storage, checkpoint())
     assert files(folder) == []
-    assert storage.weights(checkpoint()).read_bytes() == CONTENT
+    assert fetched(storage, checkpoint()).read_bytes() == CONTENT
 
 
 # Hangs half-way through a download, as a slow network makes it.
 _FETCHING = """
-import sys, time
+import io, sys, time
 from pathlib import Path
 from middleware_api.container.s3_storage import S3Storage
 
-class S3:
-    def download_fileobj(self, bucket, key, file):
-        file.write(b"half")
-        file.flush()
-        print("half", flush=True)
-        time.sleep(600)
+class Body(io.BytesIO):
+    def readinto(self, buffer):
+        if self.tell():
+            print("half", flush=True)
+            time.sleep(600)
+        return super().readinto(buffer)
 
-storage = S3Storage(S3(), "bucket", Path(sys.argv[1]), time.monotonic)
-storage.weights(dict(type="", name="", key=sys.argv[2], size=8, sha256=""))
+class S3:
+    def head_object(self, **asked):
+        return {"ContentLength": 8, "ETag": "e"}
+
+    def get_object(self, **asked):
+        return {"Body": Body(b"half")}
+
+storage = S3Storage(S3(), "bucket", Path(sys.argv[1]), 100, time.monotonic)
+with storage.weights(dict(name="", key=sys.argv[2], size=8, sha256=""), lambda count: None):
+    pass
 """
 
 
@@ -329,13 +347,13 @@ def test_a_killed_worker_leaves_no_half_file_that_counts(s3: Any, folder: Path) 
             assert fetching.stdout is not None
             assert fetching.stdout.readline() == "half\n"
             (half,) = files(folder)
-            S3Storage(s3, BUCKET, folder, Clock())
+            S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
             assert files(folder) == [half]  # another worker's business while that one lives
         finally:
             fetching.kill()
-    restarted = S3Storage(s3, BUCKET, folder, Clock())
+    restarted = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
     assert files(folder) == []
-    assert restarted.weights(checkpoint()).read_bytes() == CONTENT
+    assert fetched(restarted, checkpoint()).read_bytes() == CONTENT
 
 
 # S3 alone: it fails.
@@ -344,7 +362,7 @@ ACTS: dict[str, Callable[[Storage], object]] = {
     "head_object": lambda storage: storage.exists(KEY),
     "get_object": lambda storage: storage.read(KEY),
     "put_object": lambda storage: storage.write(KEY, b""),
-    "download": lambda storage: storage.weights(checkpoint()),
+    "download": lambda storage: fetched(storage, checkpoint()),
     "create_multipart_upload": lambda storage: storage.writing(KEY, 1).__enter__(),
 }
 
@@ -352,7 +370,7 @@ ACTS: dict[str, Callable[[Storage], object]] = {
 def stubbed(folder: Path) -> tuple[S3Storage, Stubber]:
     """A storage whose S3 answers what it is told to."""
     client = boto3.Session("id", "secret", region_name=REGION).client("s3")
-    return S3Storage(client, BUCKET, folder, Clock()), Stubber(client)
+    return S3Storage(client, BUCKET, folder, MAX_BYTES, Clock()), Stubber(client)
 
 
 @pytest.mark.parametrize("act", list(ACTS))
@@ -383,7 +401,7 @@ def test_no_connection_is_told(folder: Path, act: str) -> None:
         endpoint_url=f"http://127.0.0.1:{port}",
         config=Config(retries={"total_max_attempts": 1}),
     )
-    storage = S3Storage(client, BUCKET, folder, Clock())
+    storage = S3Storage(client, BUCKET, folder, MAX_BYTES, Clock())
     with pytest.raises(StorageUnreachable, match=r"\(EndpointConnectionError\)") as raised:
         ACTS[act](storage)
     assert str(port) in str(raised.value.__cause__)
@@ -403,14 +421,17 @@ def test_a_part_that_s3_refuses_is_told_also_when_the_upload_cannot_be_dropped(
     assert f"upload of {RESULT} not aborted" in caplog.text
 
 
-def test_a_download_that_breaks_off_is_tried_again_and_then_told(folder: Path) -> None:
+def test_a_download_that_breaks_off_goes_on_where_it_was_and_is_told_in_the_end(
+    folder: Path,
+) -> None:
     storage, stubber = stubbed(folder)
     stubber.add_response("head_object", {"ContentLength": 8, "ETag": '"e"'})
-    for _ in range(5):
-        body = StreamingBody(io.BytesIO(b"half"), 8)
-        stubber.add_response("get_object", {"Body": body, "ContentLength": 8, "ETag": '"e"'})
-    with stubber, pytest.raises(StorageUnreachable, match="RetriesExceededError"):
-        storage.weights(checkpoint(size=8, sha256=""))
+    for place, content in ((0, b"ab"), (2, b"cd"), (4, b""), (4, b"e"), (5, b"f")):
+        body = StreamingBody(io.BytesIO(content), 8 - place)
+        wanted = {"Bucket": BUCKET, "Key": KEY, "IfMatch": '"e"', "Range": f"bytes={place}-7"}
+        stubber.add_response("get_object", {"Body": body}, wanted)
+    with stubber, pytest.raises(StorageUnreachable, match="IncompleteReadError"):
+        fetched(storage, checkpoint(size=8, sha256=""))
     stubber.assert_no_pending_responses()
     assert files(folder) == []
 
@@ -419,9 +440,119 @@ def test_weights_that_change_under_the_download_are_not_mixed(folder: Path) -> N
     storage, stubber = stubbed(folder)
     stubber.add_response("head_object", {"ContentLength": 8, "ETag": '"e"'})
     stubber.add_client_error("get_object", "PreconditionFailed", http_status_code=412)
-    with stubber, pytest.raises(StorageUnreachable, match="S3DownloadFailedError"):
-        storage.weights(checkpoint(size=8, sha256=""))
+    with stubber, pytest.raises(StorageUnreachable, match="PreconditionFailed"):
+        fetched(storage, checkpoint(size=8, sha256=""))
     assert files(folder) == []
+
+
+# S3 alone: the files on the worker's own disk.
+
+
+def uploaded(s3: Any, name: str, size: int = 100) -> ContainerCheckpoint:
+    """A checkpoint of its own content."""
+    content = name.encode().ljust(size, b".")
+    key = f"VAE/checkpoint/{name}/{name}.safetensors"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return checkpoint(key=key, name=f"{name}.safetensors", size=size, sha256=sha256)
+
+
+def test_a_large_file_comes_in_ranges_and_whole(
+    account: Aws, s3: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranged_download, "RANGE_BYTES", 999_983)
+    storage = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
+    told: list[int] = []
+    with account.counted() as calls:
+        assert fetched(storage, checkpoint(), told.append).read_bytes() == CONTENT
+    assert calls.count("GetObject") == 11
+    assert told[-1] == len(CONTENT)
+
+
+def test_one_content_is_one_file_whatever_it_is_called(account: Aws, s3: Any, folder: Path) -> None:
+    storage = S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock())
+    path = fetched(storage, checkpoint())
+    with account.counted() as calls:
+        other = checkpoint(key="Lora/checkpoint/c2/other.safetensors", name="other.safetensors")
+        assert fetched(storage, other) == path
+    assert calls == []
+
+
+def test_the_least_recently_used_go_first_and_none_that_is_in_use(s3: Any, folder: Path) -> None:
+    storage = S3Storage(s3, BUCKET, folder, 350, Clock())
+    a, b, c, d, e = (uploaded(s3, name) for name in "abcde")
+
+    def used_at(told: ContainerCheckpoint, seconds: int) -> None:
+        path = fetched(storage, told)
+        os.utime(path, (seconds, seconds))
+
+    def kept() -> set[str]:
+        return {path.read_bytes()[:1].decode() for path in files(folder)}
+
+    for seconds, told in enumerate((a, b, c)):
+        used_at(told, seconds)
+    used_at(a, 9)
+    fetched(storage, d)
+    assert kept() == {"a", "c", "d"}
+    os.utime(fetched(storage, c), (1, 1))
+    with storage.weights(c, lambda count: None) as in_use:
+        os.utime(in_use, (1, 1))
+        fetched(S3Storage(s3, BUCKET, folder, 350, Clock()), e)  # another worker
+        assert in_use.read_bytes().startswith(b"c")
+    assert kept() == {"c", "d", "e"}
+    larger = uploaded(s3, "large", 1000)
+    assert fetched(storage, larger).stat().st_size == 1000
+    assert kept() == {"l"}
+
+
+def test_two_that_want_one_file_fetch_it_once(account: Aws, s3: Any, folder: Path) -> None:
+    """Each with a storage of its own, as two workers of a machine have."""
+    waits = threading.Event()
+    comes = threading.Event()
+
+    def slow(count: int) -> None:
+        comes.set()
+        assert waits.wait(30)
+
+    def waiting(count: int) -> None:
+        waits.set()
+
+    first, second = (S3Storage(s3, BUCKET, folder, MAX_BYTES, Clock()) for _ in range(2))
+    with account.counted() as calls, ThreadPoolExecutor(2) as pool:
+        one = pool.submit(fetched, first, checkpoint(), slow)
+        assert comes.wait(30)
+        other = pool.submit(fetched, second, checkpoint(), waiting)
+        assert one.result() == other.result()
+    assert calls == ["HeadObject", "GetObject"]
+    assert files(folder) == [one.result()]
+
+
+def test_a_cancel_stops_a_download_at_once(folder: Path) -> None:
+    """Even when the line says nothing more."""
+    silent = threading.Event()
+
+    class Body(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            silent.wait(60)
+            return 0
+
+    class S3:
+        def head_object(self, **asked: object) -> dict[str, object]:
+            return {"ContentLength": 8, "ETag": "e"}
+
+        def get_object(self, **asked: object) -> dict[str, object]:
+            return {"Body": Body()}
+
+    def cancelled(count: int) -> None:
+        raise JobCancelled
+
+    storage = S3Storage(S3(), BUCKET, folder, MAX_BYTES, Clock())
+    began = time.monotonic()
+    with pytest.raises(JobCancelled):
+        fetched(storage, checkpoint(size=8, sha256=""), cancelled)
+    assert time.monotonic() - began < 20
+    assert files(folder) == []
+    silent.set()
 
 
 def test_the_client_asks_the_region_it_is_told(account: Aws) -> None:

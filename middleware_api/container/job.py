@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,7 +68,8 @@ class Answer:
 
 @dataclass
 class Job:
-    """One job as its task sees it. `content` is the caller's own request, still unread."""
+    """One job as its task sees it. `content` is the caller's own request, still unread; what is
+    in `held` ends with the job."""
 
     invocation: contract.Invocation
     content: bytes
@@ -76,6 +77,7 @@ class Job:
     storage: Storage
     progress: ProgressReporter
     stopping: threading.Event
+    held: ExitStack
     cancelled: bool = False
 
     @contextmanager
@@ -94,14 +96,17 @@ class Job:
             raise JobCancelled
 
     def weights(self, checkpoint: contract.ContainerCheckpoint) -> Path:
-        """The checkpoint's file on this machine, which may take minutes to come.
+        """The checkpoint's file, which stays on this machine until the job ends.
 
-        Raises JobCancelled before it begins: a job that was cancelled while it waited must cost
-        nothing. It may be all that this machine was started for.
+        It may take minutes to come. Raises JobCancelled before it begins and while it comes: a
+        job that was cancelled while it waited must cost nothing. It may be all that this machine
+        was started for.
         """
         self.stop_if_asked()
         self.progress.phase("fetching checkpoint")
-        path = self.storage.weights(checkpoint)
+        path = self.held.enter_context(
+            self.storage.weights(checkpoint, lambda count: self.stop_if_asked())
+        )
         self.stop_if_asked()
         return path
 
@@ -181,9 +186,10 @@ class JobRunner:
         content = self._params(invocation["params_key"])
         job_id = invocation["job_id"]
         progress = ProgressReporter(self.storage, job_id, self.clock)
-        job = Job(invocation, content, started, self.storage, progress, self.stopping)
         try:
-            answer = task(job)
+            with ExitStack() as held:
+                job = Job(invocation, content, started, self.storage, progress, self.stopping, held)
+                answer = task(job)
             progress.phase("cancelled" if job.cancelled else "done")
         finally:
             progress.close()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, BinaryIO
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from s3transfer.exceptions import (  # type: ignore[import-untyped]
-    RetriesExceededError,
-    S3DownloadFailedError,
-)
 
 from middleware_api.container.errors import CheckpointUnreadable, StorageUnreachable
-from middleware_api.container.storage import PARTIAL, Sink, key_parts, sha256_of, whole_file
+from middleware_api.container.ranged_download import RangedDownload
+from middleware_api.container.storage import OnBytes, Sink, key_parts
+from middleware_api.container.weights_cache import WeightsCache
 from middleware_api.contract import MIB, PARTS_MAX, ContainerCheckpoint
 
 ABSENT_SECONDS = 1.0
@@ -49,16 +46,17 @@ def s3_client(region: str | None) -> Any:
 class S3Storage:
     """`Storage` in a bucket.
 
-    Weights lie under `folder`, each in a folder named by its key's hash, which other workers may
-    share. `clock` gives seconds that never go back.
+    Weights lie in `folder`, up to `max_bytes` of them, which other workers may share. `clock`
+    gives seconds that never go back.
     """
 
-    def __init__(self, s3: Any, bucket: str, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, s3: Any, bucket: str, folder: Path, max_bytes: int, clock: Callable[[], float]
+    ) -> None:
         self._s3, self._bucket, self._folder, self._clock = s3, bucket, folder, clock
+        self._cache = WeightsCache(folder, max_bytes)
         # Only a cancel marker is asked for again and again, so the last answer is enough.
         self._absent: tuple[str, float] | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        self._remove_stale()
 
     def exists(self, key: str) -> bool:
         """See `Storage`: S3 is asked at most once a second for what is not there."""
@@ -101,41 +99,55 @@ class S3Storage:
         finally:
             upload.abort_unless_complete()
 
-    def weights(self, checkpoint: ContainerCheckpoint) -> Path:
+    @contextmanager
+    def weights(self, checkpoint: ContainerCheckpoint, look: OnBytes) -> Iterator[Path]:
         """See `Storage`; raises CheckpointUnreadable, DiskFull and StorageUnreachable."""
         key, name = checkpoint["key"], checkpoint["name"]
-        path = self._folder / hashlib.sha256(key.encode()).hexdigest() / key_parts(key)[-1]
-        if path.is_file():
-            return path
+        suffix = PurePosixPath(key_parts(key)[-1]).suffix
+        # One content is one file, whatever it is called. Its hash is checked before it is kept.
+        content = checkpoint["sha256"].lower() or hashlib.sha256(key.encode()).hexdigest()
         no_room = (
             f"The endpoint's machine has no room left for {name} "
             f"({checkpoint['size'] / 1e9:.2f} GB). Use fewer different checkpoints on this "
             "endpoint, or make an endpoint of an instance type with a larger disk."
         )
-        with whole_file(path, no_room) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # tells that its process lives; see _remove_stale
-            try:
-                with _in_words(key):
-                    self._s3.download_fileobj(self._bucket, key, file)
-            except FileNotFoundError as error:
-                raise CheckpointUnreadable(
-                    f"{name} is not in the object store. Upload it again, or pick another "
-                    "checkpoint."
-                ) from error
-            _require_whole(file, checkpoint)
-        return path
+
+        def fetch(file: int) -> None:
+            self._fetch(checkpoint, file, look)
+
+        with self._cache.use(
+            f"{content}{suffix}", checkpoint["size"], fetch, look, no_room
+        ) as path:
+            yield path
+
+    def _fetch(self, checkpoint: ContainerCheckpoint, file: int, look: OnBytes) -> None:
+        """Raises CheckpointUnreadable for what is not there, or not what was uploaded."""
+        key, name = checkpoint["key"], checkpoint["name"]
+        try:
+            with _in_words(key):
+                head = self._s3.head_object(Bucket=self._bucket, Key=key)
+                size = head["ContentLength"]
+                if size != checkpoint["size"]:
+                    raise CheckpointUnreadable(
+                        f"{name} has {size} bytes in the object store where {checkpoint['size']} "
+                        "are expected. Upload it again."
+                    )
+                download = RangedDownload(self._s3, self._bucket, key, size, head["ETag"])
+                sha256 = download.run(file, look)
+        except FileNotFoundError as error:
+            raise CheckpointUnreadable(
+                f"{name} is not in the object store. Upload it again, or pick another checkpoint."
+            ) from error
+        if checkpoint["sha256"] and sha256 != checkpoint["sha256"].lower():
+            raise CheckpointUnreadable(
+                f"{name} in the object store is not the file that was uploaded: its SHA-256 "
+                "differs. Upload it again."
+            )
 
     def check(self) -> None:
         """See `Storage`. S3 is not asked: a machine in this one's place would not mend it."""
         if not os.access(self._folder, os.R_OK | os.W_OK):
             raise StorageUnreachable("The folder for weights cannot be written.")
-
-    def _remove_stale(self) -> None:
-        """Removes what processes that were killed have left; a living one holds its lock."""
-        for partial in self._folder.glob(f"*/{PARTIAL}"):
-            with suppress(BlockingIOError, FileNotFoundError), partial.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
 
 
 class _Upload:
@@ -184,21 +196,6 @@ class _Upload:
         self._tags.append({"PartNumber": number, "ETag": answer["ETag"], **checksums})
 
 
-def _require_whole(file: BinaryIO, checkpoint: ContainerCheckpoint) -> None:
-    name, size = checkpoint["name"], file.seek(0, os.SEEK_END)
-    if size != checkpoint["size"]:
-        raise CheckpointUnreadable(
-            f"{name} has {size} bytes in the object store where {checkpoint['size']} are "
-            "expected. Upload it again."
-        )
-    file.seek(0)
-    if checkpoint["sha256"] and sha256_of(file) != checkpoint["sha256"].lower():
-        raise CheckpointUnreadable(
-            f"{name} in the object store is not the file that was uploaded: its SHA-256 differs. "
-            "Upload it again."
-        )
-
-
 @contextmanager
 def _in_words(key: str) -> Iterator[None]:
     """Turns what S3 refuses into FileNotFoundError or StorageUnreachable.
@@ -213,7 +210,7 @@ def _in_words(key: str) -> Iterator[None]:
             raise FileNotFoundError(key) from error
         request_id = error.response.get("ResponseMetadata", {}).get("RequestId", "unknown")
         raise _unreachable(key, f"{code}, request {request_id}", error) from error
-    except (BotoCoreError, RetriesExceededError, S3DownloadFailedError) as error:
+    except BotoCoreError as error:
         raise _unreachable(key, type(error).__name__, error) from error
 
 

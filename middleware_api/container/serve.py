@@ -42,19 +42,23 @@ DEFAULT_CACHE_BYTES = 6 * 1024**3  # one SD 1.5 in single precision and room bes
 """Bound of the weights kept in memory when SDAWS_CACHE_BYTES is not set."""
 
 
+DEFAULT_WEIGHTS_BYTES = 64 * 1024**3
+"""Bound of the weights kept on the disk when SDAWS_WEIGHTS_BYTES is not set."""
+
 DEFAULT_WEIGHTS_DIR = "/tmp/weights"
 """Where weights from a bucket are kept when SDAWS_WEIGHTS_DIR is not set."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """An object store in S3, and the folder that its weights are copied to.
+    """An object store in S3, and the folder that up to `max_bytes` of its weights are copied to.
 
     Without a `region` boto3 looks for one itself, but not in AWS_REGION.
     """
 
     name: str
     weights: Path
+    max_bytes: int = DEFAULT_WEIGHTS_BYTES
     region: str | None = None
 
 
@@ -70,21 +74,25 @@ class Settings:
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
         """Raises ValueError naming the variable that is missing or wrong."""
-        numbers = {"SDAWS_CACHE_BYTES": DEFAULT_CACHE_BYTES, "SDAWS_THREADS": 1}
+        numbers = {
+            "SDAWS_CACHE_BYTES": DEFAULT_CACHE_BYTES,
+            "SDAWS_THREADS": 1,
+            "SDAWS_WEIGHTS_BYTES": DEFAULT_WEIGHTS_BYTES,
+        }
         for name in numbers:
             value = environment.get(name, "")
             if value and not (value.isdecimal() and int(value) > 0):
                 raise ValueError(f"{name} must be a whole number above 0, not {value!r}.")
             numbers[name] = int(value or numbers[name])
         return Settings(
-            objects=_objects(environment),
+            objects=_objects(environment, numbers["SDAWS_WEIGHTS_BYTES"]),
             cache_bytes=numbers["SDAWS_CACHE_BYTES"],
             threads=numbers["SDAWS_THREADS"],
             worker_token=environment.get("SDAWS_WORKER_TOKEN", ""),
         )
 
 
-def _objects(environment: Mapping[str, str]) -> Path | Bucket:
+def _objects(environment: Mapping[str, str], weights_bytes: int) -> Path | Bucket:
     folder, bucket = environment.get("SDAWS_OBJECTS"), environment.get("SDAWS_BUCKET")
     if folder and bucket:
         raise ValueError(
@@ -94,7 +102,7 @@ def _objects(environment: Mapping[str, str]) -> Path | Bucket:
         return Path(folder)
     if bucket:
         weights = Path(environment.get("SDAWS_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR)
-        return Bucket(bucket, weights, environment.get("AWS_REGION") or None)
+        return Bucket(bucket, weights, weights_bytes, environment.get("AWS_REGION") or None)
     raise ValueError(
         "SDAWS_OBJECTS must name the folder of the object store, or SDAWS_BUCKET its bucket in S3."
     )
@@ -108,7 +116,7 @@ def open_storage(objects: Path | Bucket) -> Storage:
     from middleware_api.container.s3_storage import S3Storage, s3_client
 
     client = s3_client(objects.region)
-    return S3Storage(client, objects.name, objects.weights, time.monotonic)
+    return S3Storage(client, objects.name, objects.weights, objects.max_bytes, time.monotonic)
 
 
 def create_app(worker_token: str, runner: JobRunner) -> Starlette:

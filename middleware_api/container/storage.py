@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
@@ -16,7 +16,11 @@ from middleware_api.contract import ContainerCheckpoint
 
 PARTIAL = ".*.part"
 """Pattern of the names of files that are not whole yet."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+
+
+OnBytes = Callable[[int], None]
+"""Is told how many bytes have come so far."""
 
 
 class Sink(Protocol):
@@ -48,10 +52,13 @@ class Storage(Protocol):
         when the same key is written again. Nobody else may write under the key's folder.
         """
 
-    def weights(self, checkpoint: ContainerCheckpoint) -> Path:
-        """The checkpoint's file on this machine, named as its key ends.
+    def weights(
+        self, checkpoint: ContainerCheckpoint, look: OnBytes
+    ) -> AbstractContextManager[Path]:
+        """The checkpoint's file on this machine, with its key's ending, until the block ends.
 
-        May take minutes. A file that is missing is told of here or when it is opened.
+        May take minutes; then `look` gets the number of bytes that have come, a few times a
+        second, and may raise to stop. A file that is missing is told of here or when it is opened.
         """
 
     def check(self) -> None:
@@ -94,9 +101,10 @@ class FolderStorage:
         with whole_file(path, no_room) as file:
             yield file
 
-    def weights(self, checkpoint: ContainerCheckpoint) -> Path:
-        """See `Storage`; whoever opens the file finds out whether it is there."""
-        return self._path(checkpoint["key"])
+    @contextmanager
+    def weights(self, checkpoint: ContainerCheckpoint, look: OnBytes) -> Iterator[Path]:
+        """See `Storage`; it is used where it lies. Whoever opens it finds out whether it is."""
+        yield self._path(checkpoint["key"])
 
     def check(self) -> None:
         """See `Storage`."""
@@ -131,7 +139,7 @@ def whole_file(path: Path, no_room: str) -> Iterator[BinaryIO]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise DiskFull(no_room) from error
         raise
 
