@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from middleware_api.api.wire import GenerationFields, Name, Prompt
+from middleware_api.api.wire import Answer, GenerationFields, Name, Prompt
 from middleware_api.contract import SIZE_MAX, TaskType
 from middleware_api.services.webui_api import (
     CHECKPOINT_OPTION,
@@ -126,7 +126,7 @@ class OptionsBody(BaseModel):
     CLIP_stop_at_last_layers: ClipSkip | None = None
 
 
-class PicturesAnswer(BaseModel):
+class PicturesAnswer(Answer):
     """Pictures in base64; `info` is a JSON document in a text."""
 
     images: list[str]
@@ -134,14 +134,14 @@ class PicturesAnswer(BaseModel):
     info: str
 
 
-class ExtrasAnswer(BaseModel):
+class ExtrasAnswer(Answer):
     """The picture in base64."""
 
     html_info: str
     image: str
 
 
-class PictureInfoAnswer(BaseModel):
+class PictureInfoAnswer(Answer):
     """The text that the WebUI wrote into a picture, the other texts in it, and the first one's
     fields."""
 
@@ -150,7 +150,7 @@ class PictureInfoAnswer(BaseModel):
     parameters: dict[str, str | int]
 
 
-class ProgressState(BaseModel):
+class ProgressState(Answer):
     """Where the job stands: `sampling_step` of `sampling_steps` over all its batches."""
 
     skipped: bool = False
@@ -164,7 +164,7 @@ class ProgressState(BaseModel):
     sampling_steps: int = 0
 
 
-class ProgressAnswer(BaseModel):
+class ProgressAnswer(Answer):
     """0..1, an estimate in seconds, and a JPEG in base64."""
 
     progress: float
@@ -174,7 +174,7 @@ class ProgressAnswer(BaseModel):
     textinfo: str | None
 
 
-class OptionsAnswer(BaseModel):
+class OptionsAnswer(Answer):
     """The options that have a meaning here."""
 
     sd_model_checkpoint: str
@@ -184,7 +184,7 @@ class OptionsAnswer(BaseModel):
     samples_format: str
 
 
-class WebUiCheckpoint(BaseModel):
+class WebUiCheckpoint(Answer):
     """An Active checkpoint; `filename` is its name, there is no path."""
 
     model_config = ConfigDict(protected_namespaces=())
@@ -197,7 +197,7 @@ class WebUiCheckpoint(BaseModel):
     config: str | None = None
 
 
-class WebUiVae(BaseModel):
+class WebUiVae(Answer):
     """An Active VAE."""
 
     model_config = ConfigDict(protected_namespaces=())
@@ -206,23 +206,23 @@ class WebUiVae(BaseModel):
     filename: str
 
 
-class WebUiLora(BaseModel):
+class WebUiLora(Answer):
     """An Active LoRA: `<lora:name:1>` in a prompt."""
 
     name: str
     alias: str
     path: str
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default={})
 
 
-class WebUiHypernetwork(BaseModel):
+class WebUiHypernetwork(Answer):
     """An Active hypernetwork: `<hypernet:name:1>` in a prompt."""
 
     name: str
     path: str
 
 
-class WebUiEmbedding(BaseModel):
+class WebUiEmbedding(Answer):
     """An Active embedding; what only its file knows is null."""
 
     step: int | None = None
@@ -232,14 +232,14 @@ class WebUiEmbedding(BaseModel):
     vectors: int | None = None
 
 
-class EmbeddingsAnswer(BaseModel):
+class EmbeddingsAnswer(Answer):
     """Embeddings by the word that names them in a prompt."""
 
     loaded: dict[str, WebUiEmbedding]
-    skipped: dict[str, WebUiEmbedding] = {}
+    skipped: dict[str, WebUiEmbedding] = Field(default={})
 
 
-class WebUiSampler(BaseModel):
+class WebUiSampler(Answer):
     """A sampler, the other names that it is known by, and what is usual with it."""
 
     name: str
@@ -247,7 +247,7 @@ class WebUiSampler(BaseModel):
     options: dict[str, str]
 
 
-class WebUiScheduler(BaseModel):
+class WebUiScheduler(Answer):
     """A schedule of noise levels."""
 
     name: str
@@ -257,7 +257,7 @@ class WebUiScheduler(BaseModel):
     need_inner_model: bool
 
 
-class WebUiUpscaler(BaseModel):
+class WebUiUpscaler(Answer):
     """A way to enlarge a picture."""
 
     model_config = ConfigDict(protected_namespaces=())
@@ -269,20 +269,20 @@ class WebUiUpscaler(BaseModel):
     scale: float
 
 
-class LatentUpscaleMode(BaseModel):
+class LatentUpscaleMode(Answer):
     """A way to enlarge a latent, for hires fix."""
 
     name: str
 
 
-class ScriptsAnswer(BaseModel):
+class ScriptsAnswer(Answer):
     """Titles of the WebUI's scripts: there are none here."""
 
-    txt2img: list[str] = []
-    img2img: list[str] = []
+    txt2img: list[str] = Field(default=[])
+    img2img: list[str] = Field(default=[])
 
 
-class MemoryAnswer(BaseModel):
+class MemoryAnswer(Answer):
     """What the WebUI says where it cannot tell."""
 
     ram: dict[str, str]

@@ -493,13 +493,21 @@ class MergeBody(BaseModel):
         return self
 
 
-class MessageAnswer(BaseModel):
+class Answer(BaseModel):
+    """What is sent back. Made ready at its first use: a cold start waits for what its request
+    needs, not for all of them. What is read cannot wait so: FastAPI warns of its names then.
+    """
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class MessageAnswer(Answer):
     """A sentence."""
 
     message: str
 
 
-class ErrorAnswer(BaseModel):
+class ErrorAnswer(Answer):
     """Every error but 422."""
 
     statusCode: int
@@ -508,7 +516,7 @@ class ErrorAnswer(BaseModel):
     request_id: str
 
 
-class InferenceJobAnswer(BaseModel):
+class InferenceJobAnswer(Answer):
     """An inference job; `progress` is 0..1, `eta_seconds` an estimate.
 
     `run_seconds` is the time on an instance, null before one has begun it; `estimated_cost` is that
@@ -536,7 +544,7 @@ class InferenceJobAnswer(BaseModel):
     checkpoint_names: list[str]
 
 
-class SubmittedAnswer(BaseModel):
+class SubmittedAnswer(Answer):
     """A submitted job; the URL is there for one that waits for its body."""
 
     inference_id: str
@@ -546,7 +554,7 @@ class SubmittedAnswer(BaseModel):
     api_params_s3_upload_url: str | None = Field(None, exclude_if=_is_none)
 
 
-class MergeAnswer(BaseModel):
+class MergeAnswer(Answer):
     """A merge that has begun; its job makes an Active checkpoint."""
 
     primary_model_name: str
@@ -555,7 +563,7 @@ class MergeAnswer(BaseModel):
     inference_id: str
 
 
-class EndpointAnswer(BaseModel):
+class EndpointAnswer(Answer):
     """An endpoint and the deployment that made it.
 
     `price_per_hour` is one instance's list price in US dollars, 0 for `local`; `cost_since_start`
@@ -579,7 +587,7 @@ class EndpointAnswer(BaseModel):
     cost_since_start: float | None
 
 
-class CheckpointSummary(BaseModel):
+class CheckpointSummary(Answer):
     """A checkpoint in short.
 
     `sources` are the URLs that it is imported from, without their queries; `progress` is 0..1 of
@@ -598,7 +606,7 @@ class CheckpointSummary(BaseModel):
     error: str
 
 
-class ArrivedPart(BaseModel):
+class ArrivedPart(Answer):
     """A part that need not be sent again."""
 
     PartNumber: int
@@ -606,7 +614,7 @@ class ArrivedPart(BaseModel):
     size: int
 
 
-class FileUploadAnswer(BaseModel):
+class FileUploadAnswer(Answer):
     """An entry of `s3PresignUrl`: URLs for the parts that are missing, and those that are not.
 
     A part's PUT may carry a checksum in base64, which the store then checks: its CRC-32 (big
@@ -624,7 +632,7 @@ class FileUploadAnswer(BaseModel):
     arrived: list[ArrivedPart]
 
 
-class CheckpointAnswer(BaseModel):
+class CheckpointAnswer(Answer):
     """One checkpoint."""
 
     statusCode: int = 200
@@ -637,7 +645,7 @@ class CheckpointUploadAnswer(CheckpointAnswer):
     s3PresignUrl: list[FileUploadAnswer]
 
 
-class CheckpointListItem(BaseModel):
+class CheckpointListItem(Answer):
     """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files.
 
     `sha256` has its file's at the place that `name` has its name, empty where it is not known; of
@@ -659,7 +667,7 @@ class CheckpointListItem(BaseModel):
     error: str
 
 
-class CheckpointListAnswer(BaseModel):
+class CheckpointListAnswer(Answer):
     """A page of checkpoints."""
 
     statusCode: int = 200
@@ -667,7 +675,7 @@ class CheckpointListAnswer(BaseModel):
     next_cursor: str | None
 
 
-class ModelSummary(BaseModel):
+class ModelSummary(Answer):
     """A new model, and where its files go: nowhere when it is made of a checkpoint."""
 
     id: str
@@ -678,14 +686,14 @@ class ModelSummary(BaseModel):
     s3PresignUrl: list[FileUploadAnswer]
 
 
-class ModelUploadAnswer(BaseModel):
+class ModelUploadAnswer(Answer):
     """A new model."""
 
     statusCode: int = 200
     job: ModelSummary
 
 
-class ModelJob(BaseModel):
+class ModelJob(Answer):
     """The making of a model; `endpointName` is the compute side's name for it."""
 
     output_path: str
@@ -696,14 +704,14 @@ class ModelJob(BaseModel):
     error: str
 
 
-class ModelAnswer(BaseModel):
+class ModelAnswer(Answer):
     """A model's state."""
 
     statusCode: int = 200
     job: ModelJob
 
 
-class ModelListItem(BaseModel):
+class ModelListItem(Answer):
     """One model; `created` in epoch seconds."""
 
     id: str
@@ -717,7 +725,7 @@ class ModelListItem(BaseModel):
     error: str
 
 
-class ModelListAnswer(BaseModel):
+class ModelListAnswer(Answer):
     """A page of models."""
 
     statusCode: int = 200
@@ -725,7 +733,7 @@ class ModelListAnswer(BaseModel):
     next_cursor: str | None
 
 
-class TrainSummary(BaseModel):
+class TrainSummary(Answer):
     """A training job; `created` in epoch seconds."""
 
     id: str
@@ -737,7 +745,7 @@ class TrainSummary(BaseModel):
     error: str
 
 
-class TrainAnswer(BaseModel):
+class TrainAnswer(Answer):
     """A training job's state."""
 
     statusCode: int = 200
@@ -750,7 +758,7 @@ class NewTrainAnswer(TrainAnswer):
     s3PresignUrl: None = None
 
 
-class TrainListItem(BaseModel):
+class TrainListItem(Answer):
     """One training job; `progress` is 0..1, `checkpoint_id` the checkpoint that came of it."""
 
     id: str
@@ -765,7 +773,7 @@ class TrainListItem(BaseModel):
     checkpoint_id: str
 
 
-class TrainListAnswer(BaseModel):
+class TrainListAnswer(Answer):
     """A page of training jobs."""
 
     statusCode: int = 200
@@ -773,7 +781,7 @@ class TrainListAnswer(BaseModel):
     next_cursor: str | None
 
 
-class DatasetFileUrl(BaseModel):
+class DatasetFileUrl(Answer):
     """Where one file of a data set goes: PUT its bytes to `url`."""
 
     filename: str
@@ -781,7 +789,7 @@ class DatasetFileUrl(BaseModel):
     url: str
 
 
-class DatasetUploadAnswer(BaseModel):
+class DatasetUploadAnswer(Answer):
     """A new data set's URLs, in the order of its files."""
 
     statusCode: int = 200
@@ -789,7 +797,7 @@ class DatasetUploadAnswer(BaseModel):
     s3PresignUrl: list[DatasetFileUrl]
 
 
-class DatasetAnswer(BaseModel):
+class DatasetAnswer(Answer):
     """A data set's state."""
 
     statusCode: int = 200
@@ -797,7 +805,7 @@ class DatasetAnswer(BaseModel):
     status: DatasetState
 
 
-class DatasetListItem(BaseModel):
+class DatasetListItem(Answer):
     """One data set; `timestamp` is when it was made, in epoch seconds."""
 
     datasetName: str
@@ -806,7 +814,7 @@ class DatasetListItem(BaseModel):
     timestamp: float
 
 
-class DatasetListAnswer(BaseModel):
+class DatasetListAnswer(Answer):
     """A page of data sets."""
 
     statusCode: int = 200
@@ -814,7 +822,7 @@ class DatasetListAnswer(BaseModel):
     next_cursor: str | None
 
 
-class DatasetData(BaseModel):
+class DatasetData(Answer):
     """One file of a data set."""
 
     key: str
@@ -824,7 +832,7 @@ class DatasetData(BaseModel):
     dataStatus: DatasetState
 
 
-class DatasetDataAnswer(BaseModel):
+class DatasetDataAnswer(Answer):
     """The files of a data set."""
 
     statusCode: int = 200
@@ -842,7 +850,7 @@ class TokenBody(BaseModel):
     daily_jobs: int | None = Field(None, ge=1, le=1_000_000)
 
 
-class TokenShown(BaseModel):
+class TokenShown(Answer):
     """A token without its text; `created` and `revoked` in epoch seconds."""
 
     id: str
@@ -860,14 +868,14 @@ class NewTokenAnswer(TokenShown):
     token: str
 
 
-class TokenAnswer(BaseModel):
+class TokenAnswer(Answer):
     """One token."""
 
     statusCode: int = 200
     token: TokenShown
 
 
-class TokenListAnswer(BaseModel):
+class TokenListAnswer(Answer):
     """A page of tokens."""
 
     statusCode: int = 200
