@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +13,7 @@ from fastapi.security.http import HTTPBase
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
-from starlette.types import Lifespan
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from middleware_api import __version__
 from middleware_api.api.checkpoints import checkpoint_router
@@ -30,7 +31,6 @@ from middleware_api.api.inference import inference_router
 from middleware_api.api.tokens import token_router
 from middleware_api.api.training import model_router, train_router
 from middleware_api.api.waiting import Gateway
-from middleware_api.api.webui_api import webui_router
 from middleware_api.api.weights import weights_router
 from middleware_api.api.wire import UNION_TAGS
 from middleware_api.contract import TOKEN_HEADER
@@ -44,6 +44,42 @@ _CREDENTIALS = [
     Depends(HTTPBearer(auto_error=False)),
     Depends(HTTPBase(scheme="basic", scheme_name="HTTPBasic", auto_error=False)),
 ]
+
+_WEBUI_PREFIX = "/sdapi/"
+
+
+class _Application(FastAPI):
+    """Makes the WebUI's routes at their first request, or when its document is asked for: a cold
+    start that needs neither does without them."""
+
+    def __init__(self, webui: Callable[[], APIRouter], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._webui = webui
+        self._is_complete = False
+
+    def complete(self) -> None:
+        """Have the WebUI's routes too."""
+        if not self._is_complete:
+            self._is_complete = True
+            self.include_router(self._webui(), dependencies=_CREDENTIALS)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document of all routes."""
+        self.complete()
+        return super().openapi()
+
+
+class _LateRoutes:
+    """Completes the application before a request of the WebUI's routes reaches it."""
+
+    def __init__(self, app: ASGIApp, complete: Callable[[], None]) -> None:
+        self._app = app
+        self._complete = complete
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(_WEBUI_PREFIX):
+            self._complete()
+        await self._app(scope, receive, send)
 
 
 def create_app(
@@ -63,7 +99,14 @@ def create_app(
     carry their own permission: they need no token. `explain` names the refusal behind an adapter's
     error, None for a fault of ours. `gateway` bounds the requests that wait for a job's pictures.
     """
-    app = FastAPI(
+
+    def webui() -> APIRouter:
+        from middleware_api.api.webui_api import webui_router
+
+        return webui_router(services.webui, services.inference, stopping, gateway)
+
+    app = _Application(
+        webui,
         title="Stable Diffusion AWS extension",
         version=__version__,
         lifespan=lifespan,
@@ -76,7 +119,6 @@ def create_app(
     for router in (
         inference_router(services.inference, services.training, objects),
         event_router(services.inference, stopping),
-        webui_router(services.webui, services.inference, stopping, gateway),
         endpoint_router(services.endpoints),
         checkpoint_router(services.checkpoints, services.admission, services.imports, objects),
         weights_router(services.checkpoints, services.merging, objects),
@@ -90,6 +132,7 @@ def create_app(
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(_LateRoutes, complete=app.complete)
     open_prefixes = [] if signed is None else [f"{signed.prefix}/"]
     app.add_middleware(Edge, access=services.access, open_prefixes=open_prefixes, explain=explain)
     return app
