@@ -46,6 +46,7 @@ from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
     InferenceState,
+    MergeMethod,
     PartTag,
     TaskType,
 )
@@ -71,7 +72,7 @@ class Autoscaling:
 class Merge:
     """Checkpoints to make one of, in the words of the WebUI's merger; names are file names."""
 
-    method: str
+    method: MergeMethod
     primary: str
     secondary: str = ""
     tertiary: str = ""
@@ -91,7 +92,7 @@ class Merge:
             "discard_weights": self.discard,
         }
         return {
-            "interp_method": self.method,
+            "interp_method": self.method.value,
             "primary_model_name": self.primary,
             "multiplier": self.multiplier,
             "save_as_half": self.half_precision,

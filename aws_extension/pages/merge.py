@@ -14,18 +14,24 @@ from aws_extension.errors import CloudError
 from aws_extension.pages import html, links
 from aws_extension.pages.common import checkpoint_choices, keep_or_first, shown_to_user, user_of
 from aws_extension.pages.html import Value
-from middleware_api.contract import CheckpointType, InferenceState
+from middleware_api.contract import CheckpointType, InferenceState, MergeMethod
 
 READ, READ_LISTS, ORDER = "sdaws_merge_read", "sdaws_merge_lists", "sdaws_merge_order"
 NO_VAE = "None"
 NO_MODEL = ""
-# The WebUI's names, and what each does with models A, B, C and multiplier M.
+# What each does with models A, B, C and multiplier M.
 METHODS = {
-    "Weighted sum": "A × (1 − M) + B × M: a mixture of two models. M = 0 is A, M = 1 is B.",
-    "Add difference": "A + (B − C) × M: what B has learned beyond C is added to A.",
-    "No interpolation": "A alone: to change its precision, or to put a VAE into it.",
+    MergeMethod.WEIGHTED_SUM: (
+        "A × (1 − M) + B × M: a mixture of two models. M = 0 is A, M = 1 is B."
+    ),
+    MergeMethod.ADD_DIFFERENCE: "A + (B − C) × M: what B has learned beyond C is added to A.",
+    MergeMethod.NO_INTERPOLATION: "A alone: to change its precision, or to put a VAE into it.",
 }
-_MODELS_NEEDED = {"Weighted sum": 2, "Add difference": 3, "No interpolation": 1}
+_MODELS_NEEDED = {
+    MergeMethod.WEIGHTED_SUM: 2,
+    MergeMethod.ADD_DIFFERENCE: 3,
+    MergeMethod.NO_INTERPOLATION: 1,
+}
 
 
 def read_one(access: CloudAccess, user: str, query: Mapping[str, str]) -> html.Listing:
@@ -54,7 +60,8 @@ def checked(merge: Merge) -> Merge:
     missing = [letter for letter, name in zip("ABC", chosen, strict=False) if not name]
     if missing:
         raise CloudError(
-            f"“{merge.method}” needs {needed} model(s). Choose model {' and '.join(missing)} too; "
+            f"“{merge.method.value}” needs {needed} model(s). "
+            f"Choose model {' and '.join(missing)} too; "
             "is the list empty, upload models on the Models page first."
         )
     return merge
@@ -65,10 +72,14 @@ def build(access: CloudAccess) -> None:
     gr.Markdown("Make a new checkpoint out of some that the cloud has. Nothing is sent from here.")
     # Its own listing has no cards: it is how sdaws.js sees that the page was opened.
     opened = gr.HTML(html.listing(html.Listing(), READ_LISTS), elem_id="sdaws_merge_opened")
+    first = MergeMethod.WEIGHTED_SUM
     method = gr.Radio(
-        list(METHODS), value="Weighted sum", label="Method", elem_id="sdaws_merge_method"
+        [method.value for method in METHODS],
+        value=first.value,
+        label="Method",
+        elem_id="sdaws_merge_method",
     )
-    formula = gr.HTML(_formula("Weighted sum"), elem_id="sdaws_merge_formula")
+    formula = gr.HTML(_formula(first), elem_id="sdaws_merge_formula")
     with gr.Row():
         primary = gr.Dropdown([], label="Primary model (A)", elem_id="sdaws_merge_a")
         secondary = gr.Dropdown([], label="Secondary model (B)", elem_id="sdaws_merge_b")
@@ -118,9 +129,10 @@ def build(access: CloudAccess) -> None:
         )
 
     def explain(chosen: str) -> tuple[str, Any, Any, Any]:
-        needed = _MODELS_NEEDED[chosen]
+        method = MergeMethod(chosen)
+        needed = _MODELS_NEEDED[method]
         return (
-            _formula(chosen),
+            _formula(method),
             gr.update(visible=needed >= 2),
             gr.update(visible=needed >= 3),
             gr.update(visible=needed >= 2),
@@ -166,7 +178,7 @@ def build(access: CloudAccess) -> None:
     order.input(obey, order, [progress, order], show_progress="hidden")
 
 
-def _formula(method: str) -> str:
+def _formula(method: MergeMethod) -> str:
     return f"<div class='sdaws-dim'>{html.words(METHODS[method])}</div>"
 
 
@@ -182,9 +194,10 @@ def _merge(
     discard: str,
 ) -> Merge:
     """The form's values; a model that the method does not use is left out."""
-    needed = _MODELS_NEEDED[method]
+    chosen = MergeMethod(method)
+    needed = _MODELS_NEEDED[chosen]
     return Merge(
-        method=method,
+        method=chosen,
         primary=primary or NO_MODEL,
         secondary=(secondary or NO_MODEL) if needed >= 2 else NO_MODEL,
         tertiary=(tertiary or NO_MODEL) if needed >= 3 else NO_MODEL,

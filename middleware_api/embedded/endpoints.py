@@ -197,7 +197,8 @@ class ProcessEndpoints:
                 self._fail(
                     job.job_id,
                     f"The worker process died twice over this job ({error}). It may need more "
-                    "memory than there is: try a smaller picture or batch.",
+                    "memory than there is: ask for something smaller, or run it on a machine "
+                    "with more.",
                 )
             raise
         self._sink.invocation_finished(InvocationFinished(job.job_id, result=result))

@@ -23,7 +23,7 @@ from aws_extension.pages.html import Value
 from aws_extension.pages.live import add_routes
 from aws_extension.settings import SettingsStore
 from aws_extension.signed_urls import LINK_SECONDS, LinkRefused, UrlSeal
-from middleware_api.contract import CheckpointType, TaskType
+from middleware_api.contract import CheckpointType, MergeMethod, TaskType
 from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud
 
 ALICE, BOB = "user-alice", "user-bob"
@@ -341,8 +341,8 @@ def test_a_failed_test_says_what_it_means_at_once(studio, answer, told):
 
 def test_a_merge_names_the_models_that_are_missing():
     with pytest.raises(errors.CloudError, match="Choose model B and C too"):
-        merge.checked(merge.Merge("Add difference", "a.safetensors"))
-    one = merge.Merge("No interpolation", "a.safetensors")
+        merge.checked(merge.Merge(MergeMethod.ADD_DIFFERENCE, "a.safetensors"))
+    one = merge.Merge(MergeMethod.NO_INTERPOLATION, "a.safetensors")
     assert merge.checked(one) is one
 
 

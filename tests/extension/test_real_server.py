@@ -19,6 +19,7 @@ from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
     InferenceState,
+    MergeMethod,
     TaskType,
 )
 from tests.extension.conftest import RealServer
@@ -142,7 +143,9 @@ def test_endpoints_are_made_listed_and_deleted(real_server):
 def test_a_merge_makes_a_checkpoint_that_pictures_are_made_with(real_server):
     client = real_server.client()
     both = real_server.checkpoint
-    merge = Merge("Weighted sum", both, both, multiplier=0, name="merged")  # all of the first
+    merge = Merge(
+        MergeMethod.WEIGHTED_SUM, both, both, multiplier=0, name="merged"
+    )  # all of the first
     done = client.wait_for(client.run_merge(merge))
     assert (done.state, done.task) == (InferenceState.SUCCEEDED, "merge")
     with pytest.raises(errors.Conflict, match=r"cannot be named 'merged\.safetensors'"):
