@@ -468,3 +468,13 @@ def test_a_stranger_and_a_token_without_the_right_are_refused(
     for path in ("txt2img", "interrupt", "options"):
         answer = client.post(f"/sdapi/v1/{path}", json={}, headers={"x-api-key": text})
         assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing")
+
+
+def test_the_routes_are_there_from_the_first_request_on(world: World) -> None:
+    """They are made only then: a stranger, a stage and a wrong method find them as they should."""
+    assert app(world).get("/prod/sdapi/v1/samplers").status_code == 200
+    assert app(world).get(TXT2IMG, headers={"x-api-key": "no"}).status_code == 401
+    wrong = app(world).get(TXT2IMG)
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert app(world).get("/sdapi/v1/nothing").status_code == 404
+    assert TXT2IMG in app(world).get("/openapi.json").json()["paths"]

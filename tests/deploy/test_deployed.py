@@ -52,6 +52,34 @@ def upload(api: httpx.Client, name: str = "m.safetensors") -> str:
     return checkpoint_id
 
 
+def deploy(api: httpx.Client, deployment: Deployment, endpoint_name: str) -> str:
+    """An endpoint in service; its name in SageMaker."""
+    made = api.post(
+        "/endpoints", json={"endpoint_name": endpoint_name, "instance_type": "ml.g4dn.xlarge"}
+    )
+    assert made.status_code == 200, made.text
+    name = f"sdaws-{made.json()['EndpointDeploymentJobId']}"
+    described = deployment.aws.client("sagemaker").describe_endpoint(EndpointName=name)
+    assert described["EndpointStatus"] == "InService"
+    tell(deployment, CHANGE, EndpointName=name, EndpointStatus="IN_SERVICE")
+    until(lambda: newest_endpoint(api), lambda e: e["endpoint_status"] == "InService")
+    return name
+
+
+def newest_endpoint(api: httpx.Client) -> dict[str, Any]:
+    found: list[dict[str, Any]] = api.get("/endpoints").json()
+    return found[0]
+
+
+def tell(deployment: Deployment, kind: str, **detail: str) -> None:
+    """An event as the rule hands it to the queue. Nobody but AWS may put one that names AWS as
+    its source; the emulator keeps to that, so the rule itself is only read by a test here."""
+    sqs = deployment.aws.client("sqs")
+    (queue,) = [url for url in sqs.list_queues()["QueueUrls"] if "EventsQueue" in url]
+    event = {"source": "aws.sagemaker", "detail-type": kind, "detail": detail}
+    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
+
+
 def test_a_stranger_is_refused_and_the_documents_are_open(deployment: Deployment) -> None:
     with httpx.Client(base_url=deployment.api_url, timeout=60) as stranger:
         assert stranger.get("/endpoints").status_code == 401
@@ -88,24 +116,69 @@ def test_an_import_is_done_by_the_event_function(api: httpx.Client) -> None:
     assert "is not on the public internet" in failed["error"]
 
 
+def test_options_of_the_webuis_api_are_each_tokens_own(
+    api: httpx.Client, deployment: Deployment
+) -> None:
+    made = api.post("/tokens", json={"user": "ann", "scopes": ["infer"]}).json()
+    # As the WebUI's clients send it.
+    with httpx.Client(
+        base_url=deployment.api_url, auth=("anybody", made["token"]), timeout=60
+    ) as ann:
+        kept = ann.post("/sdapi/v1/options", json={"CLIP_stop_at_last_layers": 2})
+        assert kept.status_code == 200, kept.text
+        assert ann.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 2
+    assert api.get("/sdapi/v1/options").json()["CLIP_stop_at_last_layers"] == 1
+
+
+def test_the_webuis_api_lists_and_refuses_as_the_other_does(api: httpx.Client) -> None:
+    upload(api, "for-webui.safetensors")
+    shown = {checkpoint["model_name"] for checkpoint in api.get("/sdapi/v1/sd-models").json()}
+    assert "for-webui" in shown
+    no_endpoint = api.post("/sdapi/v1/txt2img", json={"prompt": "a red circle"})
+    assert (no_endpoint.status_code, no_endpoint.json()["code"]) == (409, "no_endpoint_in_service")
+
+
+def test_jobs_of_a_hosts_users_are_kept_apart_and_pictures_waited_for(
+    api: httpx.Client, deployment: Deployment
+) -> None:
+    upload(api, "for-users.safetensors")
+    deploy(api, deployment, "shared")
+    ann, bob = {"X-On-Behalf-Of": "ann"}, {"X-On-Behalf-Of": "bob"}
+    # SageMaker is simulated: nobody makes the picture.
+    held = api.post("/sdapi/v1/txt2img", json={"prompt": "a red circle"}, headers=ann)
+    assert (held.status_code, held.json()["code"]) == (504, "still_running"), held.text
+    (job,) = api.get("/inference/list-inference-jobs", headers=ann).json()
+    assert api.get("/inference/list-inference-jobs", headers=bob).json() == []
+    job_id = job["InferenceJobId"]
+    assert job_id in held.json()["error"]
+    for headers, seen in ((ann, 200), (bob, 404)):
+        found = api.get("/inference/get-inference-job", params={"jobID": job_id}, headers=headers)
+        assert found.status_code == seen, found.text
+    assert api.post(f"/inference/v2/{job_id}/rerun", headers=bob).status_code == 404
+    cancelled = api.post(f"/inference/v2/{job_id}/cancel", headers=ann)
+    assert cancelled.status_code == 200, cancelled.text
+    again = api.post(f"/inference/v2/{job_id}/rerun", headers=ann)
+    assert again.status_code == 200, again.text
+    assert again.json()["inference_id"] != job_id
+    merge = api.post(
+        "/inference/run-model-merge",
+        json={
+            "primary_model_name": "for-users.safetensors",
+            "interp_method": "No interpolation",
+            "save_as_half": True,
+        },
+    )
+    assert merge.status_code == 200, merge.text
+    gone = api.request("DELETE", "/endpoints", json={"delete_endpoint_list": ["shared"]})
+    assert gone.status_code == 200, gone.text
+
+
 def test_an_endpoint_lives_and_a_job_reaches_its_queue(
     api: httpx.Client, deployment: Deployment
 ) -> None:
     upload(api, "for-jobs.safetensors")
-    body = {"endpoint_name": "studio", "instance_type": "ml.g4dn.xlarge"}
-    made = api.post("/endpoints", json=body)
-    assert made.status_code == 200, made.text
-    endpoint_id = made.json()["EndpointDeploymentJobId"]
-    name = f"sdaws-{endpoint_id}"
+    name = deploy(api, deployment, "studio")
     sagemaker = deployment.aws.client("sagemaker")
-    assert sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
-    tell(deployment, CHANGE, EndpointName=name, EndpointStatus="IN_SERVICE")
-
-    def endpoint() -> dict[str, Any]:
-        found: list[dict[str, Any]] = api.get("/endpoints").json()
-        return found[0]
-
-    until(endpoint, lambda e: e["endpoint_status"] == "InService")
     job = api.post(
         "/inference/v2",
         json={
@@ -134,7 +207,7 @@ def test_an_endpoint_lives_and_a_job_reaches_its_queue(
     assert deleted.status_code == 200, deleted.text
     assert name not in {e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"]}
     tell(deployment, CHANGE, EndpointName=name, EndpointStatus="DELETED")
-    until(endpoint, lambda e: e["endpoint_status"] == "Deleted")
+    until(lambda: newest_endpoint(api), lambda e: e["endpoint_status"] == "Deleted")
     assert name not in {m["ModelName"] for m in sagemaker.list_models()["Models"]}
 
 
@@ -145,15 +218,6 @@ def test_the_reconciler_runs_by_schedule_and_on_call(deployment: Deployment) -> 
         FunctionName=name, Payload=json.dumps({"reconcile": True})
     )
     assert "FunctionError" not in answer, answer["Payload"].read()
-
-
-def tell(deployment: Deployment, kind: str, **detail: str) -> None:
-    """An event as the rule hands it to the queue. Nobody but AWS may put one that names AWS as
-    its source; the emulator keeps to that, so the rule itself is only read by a test here."""
-    sqs = deployment.aws.client("sqs")
-    (queue,) = [url for url in sqs.list_queues()["QueueUrls"] if "EventsQueue" in url]
-    event = {"source": "aws.sagemaker", "detail-type": kind, "detail": detail}
-    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps(event))
 
 
 def test_the_original_documents_examples_that_need_no_container(
