@@ -166,6 +166,7 @@ def test_jobs_of_a_hosts_users_are_kept_apart_and_pictures_waited_for(
             "primary_model_name": "for-users.safetensors",
             "interp_method": "No interpolation",
             "save_as_half": True,
+            "custom_name": "merged",
         },
     )
     assert merge.status_code == 200, merge.text
