@@ -28,6 +28,7 @@ from middleware_api.container.errors import (
     WorkerStopping,
 )
 from middleware_api.container.job import JobRunner, parse_invocation
+from middleware_api.container.network_files import hash_without_header
 from middleware_api.container.progress import ProgressReporter, Step
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.s3_storage import S3Storage
@@ -35,6 +36,7 @@ from middleware_api.container.storage import FolderStorage, OnBytes
 from middleware_api.container.tasks import tasks_of
 from tests.aws import BUCKET, aws
 from tests.engine_checkpoints import write_checkpoint
+from tests.sample_networks import write_converted
 
 JOB = "5a1e"
 CHECKPOINT = "Stable-diffusion/checkpoint/c1/tiny.safetensors"
@@ -362,10 +364,61 @@ def test_files_that_the_engine_cannot_use_are_warned_of(
     runner: JobRunner, storage: Watched
 ) -> None:
     submit(storage)
-    wanted = [{**invocation()["checkpoints"][0], "type": "Lora", "name": "ink.safetensors"}]
+    wanted = [
+        {**invocation()["checkpoints"][0], "type": kind, "name": "ink.safetensors"}
+        for kind in ("Lora", "ControlNet")
+    ]
     result = runner.run(invocation(checkpoints=[*wanted, *invocation()["checkpoints"]]))
     assert json.loads(result["info"])["warnings"] == [
-        "Lora file ink.safetensors is not supported yet and was ignored."
+        "Lora file ink.safetensors is not named by the request and was ignored.",
+        "ControlNet file ink.safetensors is not supported yet and was ignored.",
+    ]
+
+
+def test_networks_are_found_by_the_names_in_the_prompts(
+    runner: JobRunner, storage: Watched
+) -> None:
+    """Missing, unmeant and unfit ones are told; the pictures are made without them."""
+    write_converted(storage.root)
+    wanted = [
+        *invocation()["checkpoints"],
+        named("Lora", "style.safetensors", "style.safetensors"),
+        named("Lora", "conv.safetensors", "conv.safetensors"),
+        named("embeddings", "soft-glow2.safetensors", "soft-glow2.safetensors"),
+        named("embeddings", "wide.safetensors", "wide.safetensors"),
+        named("embeddings", "sparkle.safetensors", "never opened"),
+        named("hypernetworks", "wave.safetensors", "wave.safetensors"),
+        named("hypernetworks", "ripple.safetensors", "never opened"),
+    ]
+    submit(
+        storage,
+        prompt="a Soft-Glow2 circle <lora:styled:1> <lora:gone:1> <hypernet:wave:0.5> <ink:1>"
+        "<hypernet:lost:1><lora:style:much><lora:style:1:lbw=ALL>",
+        negative_prompt="wide",
+    )
+    info = json.loads(runner.run(invocation(checkpoints=wanted))["info"])
+    lora, glow = (
+        hash_without_header(storage.root / "style.safetensors"),
+        hashlib.sha256(storage.read("soft-glow2.safetensors")).hexdigest(),
+    )
+    assert info["extra_generation_params"] == {
+        "Lora hashes": f"styled: {lora[:12]}, style: {lora[:12]}",
+        "TI hashes": f"soft-glow2: {glow[:12]}",
+    }
+    assert f'Lora hashes: "styled: {lora[:12]}, style' in info["infotexts"][0]
+    assert info["warnings"] == [
+        "embeddings file sparkle.safetensors is not named by the request and was ignored.",
+        "hypernetworks file ripple.safetensors is not named by the request and was ignored.",
+        "Lora file conv is not named by the request and was ignored.",
+        "<ink:1> is no kind of network that there is; it was left out.",
+        "<lora:style:much> has a weight that is no number; it was left out.",
+        "<lora:style:1:lbw=ALL>: lbw= is not supported yet.",
+        "LoRA 'gone' is not among the job's Lora files and was left out. Add it to the job's "
+        "models.",
+        "Hypernetwork 'lost' is not among the job's hypernetworks files and was left out. Add it "
+        "to the job's models.",
+        "LoRA style: 20 of its layers do not fit tiny.safetensors and were left out.",
+        "Embedding wide was made for another kind of model than tiny.safetensors and was left out.",
     ]
 
 

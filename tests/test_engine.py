@@ -367,14 +367,6 @@ def test_what_the_settings_change_stands_in_the_infotext(studio: Studio) -> None
         assert expected in made.infotext
 
 
-def test_long_prompts_and_emphasis_are_warned_of(studio: Studio) -> None:
-    request = studio.request(prompt="cat " * 80, negative_prompt="(blurry:1.2)")
-    long, emphasis = studio.engine.warnings(request)
-    assert long == "prompt: longer than 75 tokens, the last 5 were cut."
-    assert emphasis.startswith("negative_prompt: emphasis brackets")
-    assert studio.engine.warnings(studio.request(prompt=r"a \(plain\) cat")) == []
-
-
 def test_models_are_kept_within_the_cache(engine: Engine, tmp_path: Path) -> None:
     files = [
         CheckpointFile(write_checkpoint(tmp_path / f"{n}.safetensors", seed=n), "x", str(n), "")

@@ -346,12 +346,3 @@ def test_the_infotext_of_hires_fix_is_the_webuis(studio: Studio) -> None:
     assert "Size: 64x64" in made.infotext
     plain = studio.one(enable_hr=True, hr_resize_x=80, steps=1)
     assert "Denoising strength: 0.75, Hires resize: 80x0, Version" in plain.infotext
-
-
-def test_both_prompts_are_warned_of_when_they_differ(studio: Studio) -> None:
-    request = studio.request(prompt="(a)", enable_hr=True)
-    (only,) = studio.engine.warnings(request)
-    assert only.startswith("prompt: ")
-    request = studio.request(prompt="a", enable_hr=True, hr_negative_prompt="(b)")
-    (only,) = studio.engine.warnings(request)
-    assert only.startswith("hr_negative_prompt: ")

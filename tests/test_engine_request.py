@@ -67,6 +67,8 @@ def test_open_seeds_are_drawn_and_given_ones_kept() -> None:
         ({"enable_hr": "yes"}, "enable_hr must be true or false"),
         ({"override_settings": []}, "override_settings must be an object"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 0}}, "override_settings.CLIP_stop"),
+        ({"override_settings": {"emphasis": "Loud"}}, "override_settings.emphasis 'Loud'"),
+        ({"override_settings": {"comma_padding_backtrack": 75}}, "comma_padding_backtrack"),
         ({"override_settings": {"samples_format": "bmp"}}, "'bmp' is not available"),
         ({"override_settings": {"randn_source": "QPU"}}, "'QPU' is not available.*GPU, CPU, NV"),
         ({"override_settings": {"uni_pc_variant": "bh3"}}, "'bh3' is not available.*bh1, bh2"),
@@ -160,9 +162,9 @@ def test_the_hires_pass_takes_all_its_steps_at_the_end_of_a_longer_schedule(
 
 def test_clip_skip_is_a_setting_or_a_field() -> None:
     name = "CLIP_stop_at_last_layers"
-    assert parsed().clip_skip == 1
-    assert parsed(**{name: 3}).clip_skip == parsed(clip_skip=3).clip_skip == 3
-    assert parsed(clip_skip=3, override_settings={name: 2}).clip_skip == 2
+    assert parsed().text.clip_skip == 1
+    assert parsed(**{name: 3}).text.clip_skip == parsed(clip_skip=3).text.clip_skip == 3
+    assert parsed(clip_skip=3, override_settings={name: 2}).text.clip_skip == 2
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"steps": NaN}', b"\xff"])

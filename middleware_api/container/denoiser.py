@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from middleware_api.container.conditioning import Guidance
 from middleware_api.container.schedules import share_done
 
 
@@ -46,30 +47,36 @@ class Guided:
     """A UNet's guess, guided away from the negative prompt."""
 
     unet: nn.Module
-    positive: Tensor
-    negative: Tensor
+    guidance: Guidance
     cfg_scale: float
     dtype: torch.dtype
 
     def __call__(self, x: Tensor, at: Moment) -> Guess:
         scaled = (x / (at.sigma**2 + 1) ** 0.5).to(self.dtype)
         time = torch.tensor([at.timestep], device=x.device)
-        count = x.shape[0]
-        scale = self.cfg_scale * at.cfg_share
-        if not at.guided or (scale == 1 and at.cfg_share == 1):
-            towards = self._predict(scaled, time, [self.positive] * count)
-            clean = x - towards * at.sigma
-            return Guess(clean, clean)
-        # Both halves in one call.
-        texts = [self.positive] * count + [self.negative] * count
-        towards, away = self._predict(torch.cat([scaled, scaled]), time, texts).chunk(2)
-        noise = away + (towards - away) * scale
-        return Guess(x - noise * at.sigma, x - away * at.sigma)
+        towards, away = self.guidance.at(at.call)
+        weights, scale = self.guidance.weights, self.cfg_scale * at.cfg_share
+        if not at.guided or (scale == 1 and at.cfg_share == 1 and weights == (1.0,)):
+            guesses = self._predict(scaled, time, towards)
+            base, scale = guesses[0], 1.0
+        elif towards.shape[1] == away.shape[1]:  # all in one call
+            *guesses, base = self._predict(scaled, time, torch.cat([towards, away]))
+        else:
+            guesses = self._predict(scaled, time, towards)
+            (base,) = self._predict(scaled, time, away)
+        noise = base
+        for guess, weight in zip(guesses, weights, strict=True):
+            noise = noise + (guess - base) * (weight * scale)
+        return Guess(x - noise * at.sigma, x - base * at.sigma)
 
-    def _predict(self, scaled: Tensor, time: Tensor, texts: Sequence[Tensor]) -> Tensor:
-        times = time.expand(scaled.shape[0])
-        predicted: Tensor = self.unet(scaled, times, torch.cat([*texts]), return_dict=False)[0]
-        return predicted.float()
+    def _predict(self, scaled: Tensor, time: Tensor, states: Tensor) -> list[Tensor]:
+        """The noise in each latent as each of the (n, tokens, width) sees it, in one call."""
+        count = scaled.shape[0]
+        latents = scaled.repeat(len(states), 1, 1, 1)
+        texts = states.to(scaled).repeat_interleave(count, dim=0)
+        times = time.expand(len(latents))
+        predicted: Tensor = self.unet(latents, times, texts, return_dict=False)[0]
+        return [*predicted.float().chunk(len(states))]
 
 
 @dataclass(frozen=True)

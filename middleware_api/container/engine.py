@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from middleware_api.container import pictures
+from middleware_api.container.adapters import Lora, load_lora
 from middleware_api.container.checkpoint import (
     Autoencoder,
     StableDiffusion,
@@ -20,22 +22,31 @@ from middleware_api.container.checkpoint import (
 )
 from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS, VAE_SCALE
 from middleware_api.container.denoiser import Guided, Refined
+from middleware_api.container.embeddings import Embedding, load_embedding
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.hires import Target
+from middleware_api.container.hypernetworks import Hypernetwork, load_hypernetwork
 from middleware_api.container.infotext import infotext, seed_of
+from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.model_cache import ModelCache
 from middleware_api.container.noise import generator_of
 from middleware_api.container.progress import Step
+from middleware_api.container.prompt_reader import Ask, PromptReader
+from middleware_api.container.prompt_schedule import Clock
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest
 from middleware_api.container.roles import FileName, Roles
+from middleware_api.container.samplers import Sampler
 from middleware_api.container.sampling import Pass, Start
+from middleware_api.container.schedules import Plan
 from middleware_api.container.storage import sha256_of
 from middleware_api.container.tiling import seamless
 from middleware_api.container.upscalers import LatentUpscaler, Upscaler
 
 PREVIEW_LATENTS = 16
-_VAE_SHARE = 8  # of the bytes for checkpoints: what VAE files may take beside them
+# Of the bytes for checkpoints: what VAE files, and LoRAs and their like, may take beside them.
+_VAE_SHARE = 8
+_NETWORKS_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -52,13 +63,15 @@ class CheckpointFile:
 class Models:
     """One job's loaded checkpoints, the VAE that it asks for already in each of them.
 
-    `last` is the one that the last pass begins with; `refiner` is None without one.
+    `last` is the one that the last pass begins with; `refiner` is None without one. `networks` are
+    the job's LoRAs, embeddings and hypernetworks.
     """
 
     main: StableDiffusion
     last: StableDiffusion
     refiner: StableDiffusion | None
     names: Roles[FileName]
+    networks: JobNetworks
 
     def parts(self) -> Iterator[nn.Module]:
         """Everything that a job's latents and pictures go through."""
@@ -76,6 +89,7 @@ class Picture:
 
 
 OnStep = Callable[[Step], None]
+_Network = TypeVar("_Network", Lora, Embedding, Hypernetwork)
 
 
 class Engine:
@@ -84,10 +98,13 @@ class Engine:
     def __init__(self, device: torch.device, cache_bytes: int, prompts: PromptEncoder) -> None:
         self._device = device
         self._dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self._prompts = prompts
+        self._prompts = PromptReader(prompts)
         self.cache: ModelCache[StableDiffusion] = ModelCache(cache_bytes, lambda m: m.n_bytes)
         self._vaes: ModelCache[Autoencoder] = ModelCache(
             cache_bytes // _VAE_SHARE, lambda m: m.n_bytes
+        )
+        self._networks: ModelCache[Lora | Embedding | Hypernetwork] = ModelCache(
+            cache_bytes // _NETWORKS_SHARE, lambda m: m.n_bytes
         )
 
     @contextmanager
@@ -100,7 +117,13 @@ class Engine:
                 model = lent.enter_context(self._checkpoint(file))
                 return model if vae is None else model.with_autoencoder(vae)
 
-            loaded = replace(files, vae=None).each(lend)
+            networks = JobNetworks(
+                [self._network(file, _lora) for file in files.loras],
+                [self._network(file, _embedding) for file in files.embeddings],
+                [self._network(file, _hypernetwork) for file in files.hypernetworks],
+            )
+            files = replace(files, vae=None, loras=(), embeddings=(), hypernetworks=())
+            loaded = files.each(lend)
             main, last, refiner = loaded.main, loaded.second_pass or loaded.main, loaded.refiner
             for other in (last, refiner or last):
                 if other.latent_factor != main.latent_factor:
@@ -112,7 +135,7 @@ class Engine:
             names = loaded.each(lambda model: FileName(model.name, model.sha256))
             if vae is not None:
                 names = replace(names, vae=FileName(vae.name, vae.sha256))
-            yield Models(main, last, refiner, names)
+            yield Models(main, last, refiner, names, networks)
 
     @contextmanager
     def _checkpoint(self, file: CheckpointFile) -> Iterator[StableDiffusion]:
@@ -130,22 +153,29 @@ class Engine:
         with self._vaes.use(file.sha256 or file.key, self._expected(file), read) as vae:
             yield vae
 
+    def _network(
+        self, file: CheckpointFile, read: Callable[[CheckpointFile], _Network]
+    ) -> _Network:
+        key = repr((read.__name__, file.sha256 or file.key, file.name))
+        with self._networks.use(key, self._expected(file), lambda: read(file)) as network:
+            return cast(_Network, network)
+
     def _expected(self, file: CheckpointFile) -> int:
         """Bytes in memory. Halves in the file become singles on the CPU; too much is no harm."""
         growth = 2 if self._dtype is torch.float32 else 1
         return growth * file.path.stat().st_size if file.path.is_file() else 0
 
-    def warnings(self, request: GenerationRequest) -> list[str]:
-        """Every part of the request that the pictures will not show."""
-        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-        if request.hires is not None and request.hires.prompt != request.prompt:
-            prompts["hr_prompt"] = request.hires.prompt
-        if request.hires is not None and request.hires.negative_prompt != request.negative_prompt:
-            prompts["hr_negative_prompt"] = request.hires.negative_prompt
-        found = [*request.warnings]
-        for field, prompt in prompts.items():
-            found += self._prompts.warnings(field, prompt)
-        return found
+    def warnings(self, models: Models, request: GenerationRequest) -> list[str]:
+        """Every part of the prompts that the pictures will not show."""
+        asks = self._asks(request)
+        found = models.networks.unused([ask.networks for ask in asks])
+        for model, ask in zip((models.main, models.last), asks):  # noqa: B905
+            found += models.networks.problems(model, ask.networks)
+        return [*dict.fromkeys(found)]
+
+    def text_parameters(self, models: Models, request: GenerationRequest) -> dict[str, str]:
+        """What the prompts add to the pictures' parameters."""
+        return self._prompts.parameters(models.main, self._asks(request), models.networks)
 
     @torch.inference_mode()
     def generate(
@@ -163,6 +193,7 @@ class Engine:
         steps = sum(each.plan.steps for each in passes)
         # The WebUI decodes with what sampled last.
         decoder = models.refiner if models.refiner and request.is_refined else models.last
+        texts = self.text_parameters(models, request)
         for batch in range(request.n_iter):
             indices = range(batch * request.batch_size, (batch + 1) * request.batch_size)
             counter = _Counter(on_step, batch * steps, steps * request.n_iter)
@@ -171,7 +202,7 @@ class Engine:
                 image = self._decode(decoder, latent)
                 if start.overlay is not None:
                     image = start.overlay.apply(image)
-                yield Picture(index, image, infotext(request, models.names, index))
+                yield Picture(index, image, infotext(request, models.names, texts, index))
 
     @torch.inference_mode()
     def preview(self, models: Models, clean: Tensor) -> Image.Image:
@@ -205,28 +236,50 @@ class Engine:
         The refiner, if any, works in the last one alone: the WebUI's default.
         """
         hires = request.hires
-        ask = _Ask(request.prompt, request.negative_prompt, request.clip_skip, request.cfg_scale)
-        first = Pass(request.sampler, request.plan, self._guided(models.main, ask))
-        last = first
+        ask, *second = self._asks(request)
+        first = self._pass(
+            models.main, request.sampler, request.plan, ask, request.cfg_scale, models
+        )
+        last, cfg_scale = first, request.cfg_scale
         if hires is not None:
-            ask = replace(
-                ask,
-                positive=hires.prompt,
-                negative=hires.negative_prompt,
-                cfg_scale=hires.cfg_scale,
-            )
-            last = Pass(hires.sampler, hires.plan, self._guided(models.last, ask))
+            (ask,), cfg_scale = second, hires.cfg_scale
+            last = self._pass(models.last, hires.sampler, hires.plan, ask, cfg_scale, models)
         if models.refiner is not None and request.refiner is not None:
-            refiner = self._guided(models.refiner, ask)
-            last = replace(last, denoise=Refined(last.denoise, refiner, request.refiner.switch_at))
+            refiner = self._guided(models.refiner, ask, cfg_scale, models.networks)
+            last = replace(
+                last,
+                denoise=Refined(last.denoise, refiner, request.refiner.switch_at),
+                patch=last.patch.and_also(models.networks.patch(models.refiner, ask.networks)),
+            )
         return [last] if hires is None or hires.first_picture is not None else [first, last]
 
-    def _guided(self, model: StableDiffusion, ask: _Ask) -> Guided:
-        towards, away = (
-            self._prompts.encode(model.text_encoder, prompt, ask.clip_skip)
-            for prompt in (ask.positive, ask.negative)
-        )
-        return Guided(model.unet, towards, away, ask.cfg_scale, self._dtype)
+    def _asks(self, request: GenerationRequest) -> list[Ask]:
+        """What each pass is to show."""
+        calls = request.sampler.calls(request.steps)
+        first = Ask(request.prompt, request.negative_prompt, Clock(calls), request.text)
+        hires = request.hires
+        if hires is None:
+            return [first]
+        clock = Clock(hires.sampler.calls(hires.steps), before=calls)
+        return [first, Ask(hires.prompt, hires.negative_prompt, clock, request.text)]
+
+    def _pass(
+        self,
+        model: StableDiffusion,
+        sampler: Sampler,
+        plan: Plan,
+        ask: Ask,
+        cfg_scale: float,
+        models: Models,
+    ) -> Pass:
+        denoise = self._guided(model, ask, cfg_scale, models.networks)
+        return Pass(sampler, plan, denoise, models.networks.patch(model, ask.networks))
+
+    def _guided(
+        self, model: StableDiffusion, ask: Ask, cfg_scale: float, networks: JobNetworks
+    ) -> Guided:
+        guidance = self._prompts.guidance(model, ask, networks)
+        return Guided(model.unet, guidance, cfg_scale, self._dtype)
 
     def _sample(
         self,
@@ -298,16 +351,6 @@ class Engine:
         return pictures.to_picture(model.vae.decode(scaled).sample[0])
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """What a pass is to show."""
-
-    positive: str
-    negative: str
-    clip_skip: int
-    cfg_scale: float
-
-
 @dataclass
 class _Counter:
     """Counts a batch's steps over its passes; `done` are those of the passes before."""
@@ -322,6 +365,18 @@ class _Counter:
     def finish(self, steps: int) -> None:
         self.done += steps
         self.on_step(Step(self.done, self.total, None))
+
+
+def _lora(file: CheckpointFile) -> Lora:
+    return load_lora(file.path, file.name)
+
+
+def _embedding(file: CheckpointFile) -> Embedding:
+    return load_embedding(file.path, file.name, _sha256(file))
+
+
+def _hypernetwork(file: CheckpointFile) -> Hypernetwork:
+    return load_hypernetwork(file.path, file.name)
 
 
 def _sha256(file: CheckpointFile) -> str:

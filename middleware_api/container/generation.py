@@ -19,11 +19,13 @@ def generate(engine: Engine, job: Job) -> Answer:
     """Pictures of a prompt; those finished before a cancel are kept."""
     request = parse_request(job.invocation["task_type"], job.content, random.Random())
     files, unused = choose_files(request, job.invocation["checkpoints"])
-    made = _Made(files.each(lambda file: FileName(file["name"], file["sha256"])))
+    names = files.each(lambda file: FileName(file["name"], file["sha256"]))
+    made = _Made(names, [*unused, *request.warnings])
     with job.until_cancelled():
         _make(engine, job, request, files, made)
-    warnings = [*unused, *engine.warnings(request)]
-    info = infotext.info(request, made.names, made.infotexts, warnings, job.started)
+    info = infotext.info(
+        request, made.names, made.texts, made.infotexts, made.warnings, job.started
+    )
     return Answer(tuple(made.keys), json.dumps(info, ensure_ascii=False))
 
 
@@ -32,6 +34,8 @@ class _Made:
     """What a job has come to so far; a hash in `names` is "" while nobody knows it."""
 
     names: Roles[FileName]
+    warnings: list[str]
+    texts: dict[str, str] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     infotexts: list[str] = field(default_factory=list)
 
@@ -52,6 +56,8 @@ def _make(
     job.progress.phase("loading checkpoint")
     with engine.load(fetched) as models:
         made.names = models.names
+        made.texts = engine.text_parameters(models, request)
+        made.warnings += engine.warnings(models, request)
         job.progress.draw = lambda clean: pictures.encode_preview(engine.preview(models, clean))
 
         def on_step(step: Step) -> None:

@@ -13,6 +13,7 @@ from middleware_api.container.fields import Fields, decode_image
 from middleware_api.container.samplers import Sampler, resolve_sampler
 from middleware_api.container.sampling_settings import SamplingSettings
 from middleware_api.container.schedules import Plan, resolve_schedule
+from middleware_api.container.text_settings import read_prompt
 from middleware_api.container.upscalers import LATENT_UPSCALERS, Upscaler, resolve_upscaler
 
 SCALE_MAX = 8
@@ -119,8 +120,8 @@ def parse_hires(fields: Fields, first: FirstPass) -> HiresRequest | None:
         cfg_scale=fields.number("hr_cfg", first.cfg_scale, 0, contract.CFG_SCALE_MAX),  # Forge's
         sampler=sampler,
         schedule=schedule,
-        prompt=fields.prompt("hr_prompt") or first.prompt,
-        negative_prompt=fields.prompt("hr_negative_prompt") or first.negative_prompt,
+        prompt=read_prompt(fields, "hr_prompt") or first.prompt,
+        negative_prompt=read_prompt(fields, "hr_negative_prompt") or first.negative_prompt,
         checkpoint=_own(fields, "hr_checkpoint_name"),
         first_picture=_first_picture(fields),
         sampling=first.sampling,

@@ -30,13 +30,16 @@ def seed_of(request: GenerationRequest, index: int) -> int:
     return request.seed + (index if request.subseed_strength == 0 else 0)
 
 
-def extra_params(request: GenerationRequest, names: Roles[FileName]) -> dict[str, object]:
+def extra_params(
+    request: GenerationRequest, names: Roles[FileName], texts: Mapping[str, str]
+) -> dict[str, object]:
     """What only some requests add to the parameters, in the WebUI's order."""
     extra: dict[str, object] = {}
     if request.start is not None and request.start.mask is not None:
         extra |= _inpainting(request.start.mask)
     if request.hires is not None:
         extra |= _hires(request, request.hires, names)
+    extra |= texts
     if request.refiner is not None and names.refiner is not None and request.is_refined:
         extra["Refiner"] = names.refiner.title
         extra["Refiner switch at"] = _number(request.refiner.switch_at)
@@ -151,8 +154,13 @@ def _strength(request: GenerationRequest) -> float | None:
     return None
 
 
-def infotext(request: GenerationRequest, names: Roles[FileName], index: int) -> str:
-    """Prompt, negative prompt, and one line of `Name: value` pairs, as the WebUI reads back."""
+def infotext(
+    request: GenerationRequest, names: Roles[FileName], texts: Mapping[str, str], index: int
+) -> str:
+    """Prompt, negative prompt, and one line of `Name: value` pairs, as the WebUI reads back.
+
+    `texts` are what the prompts add: hashes of what they name, and the kind of emphasis.
+    """
     varied = request.subseed_strength > 0
     strength = _strength(request)
     resized = request.seed_resize_from
@@ -171,11 +179,11 @@ def infotext(request: GenerationRequest, names: Roles[FileName], index: int) -> 
         "Variation seed strength": _number(request.subseed_strength) if varied else None,
         "Seed resize from": "{}x{}".format(*resized) if resized else None,
         "Denoising strength": None if strength is None else _number(strength),
-        "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
+        "Clip skip": request.text.clip_skip if request.text.clip_skip > 1 else None,
         "ENSD": _ensd(request),
         "RNG": None if request.noise_source is NoiseSource.GPU else request.noise_source.value,
         "Tiling": True if request.tiling else None,
-        **extra_params(request, names),
+        **extra_params(request, names, texts),
         "Version": VERSION,
     }
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
@@ -196,6 +204,7 @@ def parameters_line(pairs: Mapping[str, object | None]) -> str:
 def info(
     request: GenerationRequest,
     names: Roles[FileName],
+    texts: Mapping[str, str],
     infotexts: Sequence[str],
     warnings: Sequence[str],
     started: datetime,
@@ -228,12 +237,12 @@ def info(
         "seed_resize_from_w": width,
         "seed_resize_from_h": height,
         "denoising_strength": _strength(request),
-        "extra_generation_params": extra_params(request, names),
+        "extra_generation_params": extra_params(request, names, texts),
         "index_of_first_image": 0,
         "infotexts": list(infotexts),
         "styles": list(request.styles),
         "job_timestamp": started.strftime("%Y%m%d%H%M%S"),
-        "clip_skip": request.clip_skip,
+        "clip_skip": request.text.clip_skip,
         "is_using_inpainting_conditioning": False,
         "version": VERSION,
         "warnings": list(warnings),

@@ -22,6 +22,14 @@ from middleware_api.container.sampling_settings import (
     parse_sampling,
 )
 from middleware_api.container.schedules import Plan, resolve_schedule
+from middleware_api.container.text_settings import (
+    SETTINGS as TEXT_SETTINGS,
+)
+from middleware_api.container.text_settings import (
+    TextSettings,
+    read_prompt,
+    read_text_settings,
+)
 
 SEED_MAX = 2**32 - 1
 _FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
@@ -101,7 +109,7 @@ class GenerationRequest:
     height: int
     batch_size: int
     n_iter: int
-    clip_skip: int
+    text: TextSettings
     image_format: str
     start: ImageRequest | None
     hires: HiresRequest | None
@@ -112,6 +120,19 @@ class GenerationRequest:
     tiling: bool
     styles: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def prompts_with_networks(self) -> tuple[str, ...]:
+        """Those whose `<lora:...>` and the like count: each pass's, and never the negative ones."""
+        if not self.text.networks:
+            return ()
+        return (self.prompt, self.hires.prompt) if self.hires else (self.prompt,)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Everything that the text encoder reads."""
+        first = (self.prompt, self.negative_prompt)
+        return (*first, self.hires.prompt, self.hires.negative_prompt) if self.hires else first
 
     @property
     def plan(self) -> Plan:
@@ -150,7 +171,7 @@ _IDLE: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = {
     *("override_settings_restore_afterwards", "do_not_save_samples", "do_not_save_grid"),
     *("send_images", "save_images", "include_init_images", "force_task_id"),
-    *("disable_extra_networks", "distilled_cfg_scale"),
+    "distilled_cfg_scale",
 }
 _USED = {
     *("prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "sampler_name"),
@@ -164,12 +185,12 @@ _USED = {
     *("hr_prompt", "hr_negative_prompt", "hr_cfg", "refiner_checkpoint", "refiner_switch_at"),
     *("clip_skip", "CLIP_stop_at_last_layers", "alwayson_scripts", "tiling", "eta"),
     *("seed_resize_from_h", "seed_resize_from_w", "s_churn", "s_tmin", "s_tmax", "s_noise"),
-    "s_min_uncond",
+    *("s_min_uncond", "disable_extra_networks"),
     # the middleware's own, beside the WebUI's
     *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
 }
 _SETTINGS_USED = {
-    *("CLIP_stop_at_last_layers", "samples_format", "sd_model_checkpoint", "return_grid"),
+    *("samples_format", "sd_model_checkpoint", "return_grid"),
     *("sd_vae", "eta_noise_seed_delta", "save_images_before_highres_fix", "randn_source"),
     *("tiling", "eta_ancestral", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise"),
     *("sigma_min", "sigma_max", "rho", "use_old_karras_scheduler_sigmas", "beta_dist_alpha"),
@@ -177,7 +198,6 @@ _SETTINGS_USED = {
     *("s_min_uncond", "s_min_uncond_all", "skip_early_cond", "uni_pc_variant"),
     *("uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
 }
-_CLIP_SKIP_MAX = 12
 _NOBODY = ("", "None", "none")
 
 
@@ -196,8 +216,8 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         )
     sampling = parse_sampling(fields, settings)
     first = FirstPass(
-        prompt=fields.prompt("prompt"),
-        negative_prompt=fields.prompt("negative_prompt"),
+        prompt=read_prompt(fields, "prompt"),
+        negative_prompt=read_prompt(fields, "negative_prompt"),
         sampler_name=sampler.name,
         schedule=schedule,
         steps=fields.integer("steps", 50, 1, contract.STEPS_MAX),
@@ -223,7 +243,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         height=first.height,
         batch_size=fields.integer("batch_size", 1, 1, contract.BATCH_SIZE_MAX),
         n_iter=fields.integer("n_iter", 1, 1, contract.N_ITER_MAX),
-        clip_skip=_clip_skip(fields, settings),
+        text=read_text_settings(fields, settings),
         image_format=_FORMATS[image_format],
         start=_start(fields) if is_img2img else None,
         hires=None if is_img2img else parse_hires(fields, first),
@@ -235,18 +255,6 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         styles=tuple(map(str, fields.items("styles"))),
         warnings=tuple(_warnings(fields, task)),
     )
-
-
-def _clip_skip(fields: Fields, settings: Fields) -> int:
-    """The setting decides; beside it, the field of the same name and the WebUI's attribute."""
-    skip = 1
-    for place, name in (
-        (fields, "clip_skip"),
-        (fields, "CLIP_stop_at_last_layers"),
-        (settings, "CLIP_stop_at_last_layers"),
-    ):
-        skip = place.integer(name, skip, 1, _CLIP_SKIP_MAX)
-    return skip
 
 
 def _refiner(fields: Fields) -> RefinerRequest | None:
@@ -331,7 +339,7 @@ def _warnings(fields: Fields, task: str) -> list[str]:
         elif name not in _USED | _WITHOUT_EFFECT:
             found.append(f"{name} is not a field of this engine and was ignored.")
     for name in fields.mapping("override_settings"):
-        if name not in _SETTINGS_USED:
+        if name not in _SETTINGS_USED | TEXT_SETTINGS:
             found.append(f"override_settings.{name} is not supported yet and was ignored.")
     for name, script in fields.mapping("alwayson_scripts").items():
         if _asks_for_something(script):

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Generic, TypeVar
 
 from middleware_api.container.errors import BadRequest
+from middleware_api.container.prompt_networks import networks_of
 from middleware_api.container.request import GenerationRequest
 from middleware_api.contract import CheckpointType, ContainerCheckpoint
 
@@ -18,12 +19,18 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Roles(Generic[T]):
-    """One thing for each part that weights play in a job; None where the request names none."""
+    """One thing for each part that weights play in a job; None where the request names none.
+
+    LoRAs may go by a name inside of their files: all of a job's are here once its prompts name any.
+    """
 
     main: T
     second_pass: T | None = None
     refiner: T | None = None
     vae: T | None = None
+    loras: tuple[T, ...] = ()
+    embeddings: tuple[T, ...] = ()
+    hypernetworks: tuple[T, ...] = ()
 
     def each(self, change: Callable[[T], U]) -> Roles[U]:
         """The same parts, each with what `change` makes of it."""
@@ -36,6 +43,10 @@ class Roles(Generic[T]):
             changed(self.second_pass),
             changed(self.refiner),
             changed(self.vae),
+            *(
+                tuple(map(change, things))
+                for things in (self.loras, self.embeddings, self.hypernetworks)
+            ),
         )
 
 
@@ -89,9 +100,37 @@ def choose_files(
             f"override_settings.sd_vae {request.vae!r} is not among the job's VAE files: the "
             "checkpoint's own was used."
         )
-    used = [f for f in (main, second_pass, refiner, vae) if f is not None]
+    networks = _named_in_prompts(request, files)
+    used = [f for f in (main, second_pass, refiner, vae, *networks[0]) if f is not None]
+    used += [*networks[1], *networks[2]]
     warnings += [_unused(f) for f in files if f not in used]
-    return Roles(main, second_pass, refiner, vae), warnings
+    return Roles(main, second_pass, refiner, vae, *networks), warnings
+
+
+_Files = tuple[ContainerCheckpoint, ...]
+
+
+def _named_in_prompts(
+    request: GenerationRequest, files: Sequence[ContainerCheckpoint]
+) -> tuple[_Files, _Files, _Files]:
+    """LoRAs, embeddings and hypernetworks."""
+
+    def of(kind: CheckpointType, is_used: Callable[[str], bool]) -> _Files:
+        return tuple(
+            file
+            for file in files
+            if file["type"] == kind.value and is_used(FileName(file["name"], "").stem)
+        )
+
+    prompts = "\n".join(request.prompts).casefold()
+    asked = [networks_of(prompt) for prompt in request.prompts_with_networks]
+    has_loras = any(each.loras for each in asked)
+    hypernetworks = {ask.name for each in asked for ask in each.hypernetworks}
+    return (
+        of(CheckpointType.LORA, lambda stem: has_loras),
+        of(CheckpointType.EMBEDDINGS, lambda stem: stem.casefold() in prompts),
+        of(CheckpointType.HYPERNETWORKS, lambda stem: stem in hypernetworks),
+    )
 
 
 def _need(field: str, wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint:
@@ -121,7 +160,13 @@ def _find(wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpo
 
 
 def _unused(file: ContainerCheckpoint) -> str:
-    known = {CheckpointType.STABLE_DIFFUSION.value, CheckpointType.VAE.value}
+    known = {
+        kind.value
+        for kind in (
+            *(CheckpointType.STABLE_DIFFUSION, CheckpointType.VAE, CheckpointType.LORA),
+            *(CheckpointType.EMBEDDINGS, CheckpointType.HYPERNETWORKS),
+        )
+    }
     if file["type"] in known:
         return f"{file['type']} file {file['name']} is not named by the request and was ignored."
     return f"{file['type']} file {file['name']} is not supported yet and was ignored."

@@ -88,6 +88,10 @@ class Sampler:
             ladder=self.ladder,
         )
 
+    def calls(self, steps: int) -> int:
+        """Of the model, as the schedules of prompts count them."""
+        return 2 * steps if self.second_order else steps
+
     def named_schedule(self, schedule: str) -> str:
         """As the WebUI writes it: "Automatic" by what it means, where this sampler has its own."""
         own = self.plan is None and self.schedule != Sampler.schedule

@@ -14,6 +14,7 @@ from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
 from middleware_api.container.denoiser import Denoise, Guess, Moment
 from middleware_api.container.infotext import seed_of
 from middleware_api.container.noise import PictureNoise, Seeding, Variation, source_of
+from middleware_api.container.patches import Patch
 from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.samplers import Sampler
 from middleware_api.container.sampling_settings import GuidanceSettings
@@ -120,11 +121,12 @@ class _Asked:
 
 @dataclass(frozen=True)
 class Pass:
-    """A sampler, the levels it visits, and whose guesses it follows."""
+    """A sampler, the levels it visits, whose guesses it follows, and with which networks."""
 
     sampler: Sampler
     plan: Plan
     denoise: Denoise
+    patch: Patch
 
     def run(
         self,
@@ -166,4 +168,5 @@ class Pass:
             eta=self.sampler.eta_of(request.sampling),
             settings=request.sampling,
         )
-        return start.keep(self.sampler.run(walk, x) * self.plan.final_scale)
+        with self.patch.applied():
+            return start.keep(self.sampler.run(walk, x) * self.plan.final_scale)

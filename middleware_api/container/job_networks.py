@@ -1,0 +1,96 @@
+"""A job's LoRAs, embeddings and hypernetworks: which its prompts mean, and what is amiss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from middleware_api.container.adapters import Lora
+from middleware_api.container.checkpoint import StableDiffusion
+from middleware_api.container.embeddings import Embedding
+from middleware_api.container.hypernetworks import Hypernetwork
+from middleware_api.container.patches import Patch, UsedHypernetwork, UsedLora, patch_of
+from middleware_api.container.prompt_networks import LoraAsk, Networks
+
+
+class JobNetworks:
+    """Lives as long as its job: what networks make of a model is reckoned once."""
+
+    def __init__(
+        self,
+        loras: Sequence[Lora] = (),
+        embeddings: Sequence[Embedding] = (),
+        hypernetworks: Sequence[Hypernetwork] = (),
+    ) -> None:
+        self._loras, self._embeddings = loras, embeddings
+        self._hypernetworks = {each.name: each for each in hypernetworks}
+        self._patches: dict[tuple[int, Networks], Patch] = {}
+
+    def patch(self, model: StableDiffusion, asked: Networks) -> Patch:
+        """What the networks that are there make of this model."""
+        key = (id(model.unet), asked)
+        if key not in self._patches:
+            hypernetworks = [
+                UsedHypernetwork(self._hypernetworks[ask.name], ask.weight)
+                for ask in asked.hypernetworks
+                if ask.name in self._hypernetworks
+            ]
+            self._patches[key] = patch_of(model, self.loras(asked), hypernetworks)
+        return self._patches[key]
+
+    def loras(self, asked: Networks) -> list[UsedLora]:
+        """Those that are there, in the prompt's order."""
+        found = [(ask, self._lora(ask)) for ask in asked.loras]
+        return [UsedLora(lora, a.text, a.unet, a.rank) for a, lora in found if lora is not None]
+
+    def lora_hashes(self, asked: Networks) -> dict[str, str]:
+        """By the names that the prompt uses."""
+        found = [(ask.name, self._lora(ask)) for ask in asked.loras]
+        return {name: lora.short_hash for name, lora in found if lora is not None}
+
+    def embeddings(self, model: StableDiffusion) -> list[Embedding]:
+        """Those that this model can read."""
+        width = _width(model)
+        return [each for each in self._embeddings if each.vectors.shape[1] == width]
+
+    def problems(self, model: StableDiffusion, asked: Networks) -> list[str]:
+        """A sentence for each network that the pictures will not show in full."""
+        found = [*asked.problems]
+        for name in dict.fromkeys(ask.name for ask in asked.loras if self._lora(ask) is None):
+            found.append(_missing("LoRA", name, "Lora"))
+        for ask in asked.hypernetworks:
+            if ask.name not in self._hypernetworks:
+                found.append(_missing("Hypernetwork", ask.name, "hypernetworks"))
+        for name, count in self.patch(model, asked).unfit.items():
+            found.append(
+                f"LoRA {name}: {count} of its layers do not fit {model.name} and were left out."
+            )
+        width = _width(model)
+        for each in self._embeddings:
+            if each.vectors.shape[1] != width:
+                found.append(
+                    f"Embedding {each.name} was made for another kind of model than {model.name} "
+                    "and was left out."
+                )
+        return found
+
+    def unused(self, asked: Sequence[Networks]) -> list[str]:
+        """A sentence for each LoRA of the job that no prompt means."""
+        meant = {used.lora.name for each in asked for used in self.loras(each)}
+        names = [lora.name for lora in self._loras if lora.name not in meant]
+        return [f"Lora file {name} is not named by the request and was ignored." for name in names]
+
+    def _lora(self, ask: LoraAsk) -> Lora | None:
+        """By its file's name, or else by the name it was trained under."""
+        named = [lora for lora in self._loras if lora.name == ask.name]
+        return next(iter([*named, *(one for one in self._loras if one.alias == ask.name)]), None)
+
+
+def _width(model: StableDiffusion) -> int:
+    return int(model.text_encoder.config.hidden_size)
+
+
+def _missing(kind: str, name: str, folder: str) -> str:
+    return (
+        f"{kind} {name!r} is not among the job's {folder} files and was left out. Add it to the "
+        "job's models."
+    )

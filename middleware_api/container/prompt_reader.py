@@ -1,0 +1,124 @@
+"""What a pass is asked to show, and what the UNet reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from middleware_api.container.checkpoint import StableDiffusion
+from middleware_api.container.conditioning import (
+    Conditioning,
+    Guidance,
+    conditioning_of,
+    subprompts_of,
+)
+from middleware_api.container.embeddings import Embedding
+from middleware_api.container.emphasis import Emphasis
+from middleware_api.container.job_networks import JobNetworks
+from middleware_api.container.model_cache import ModelCache
+from middleware_api.container.prompt_networks import Networks, networks_of, without_networks
+from middleware_api.container.prompt_schedule import Clock, schedule_of
+from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.text_settings import TextSettings
+
+_KEPT_BYTES = 64 * 1024 * 1024
+_FORBIDDEN_IN_NAMES = str.maketrans("", "", ":,")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A pass's prompts, its calls of the model, and how they are to be read."""
+
+    positive: str
+    negative: str
+    clock: Clock
+    settings: TextSettings
+
+    @property
+    def networks(self) -> Networks:
+        """Of the prompt alone: in a negative prompt the WebUI takes such tags for words."""
+        return networks_of(self.positive) if self.settings.networks else Networks()
+
+    @property
+    def subprompts(self) -> list[tuple[str, float]]:
+        return subprompts_of(without_networks(self.positive))
+
+
+class PromptReader:
+    """Prompts to guidance; what was read before is kept for the next job with the same words."""
+
+    def __init__(self, encoder: PromptEncoder) -> None:
+        self._encoder = encoder
+        self._kept: ModelCache[Conditioning] = ModelCache(_KEPT_BYTES, lambda c: c.n_bytes)
+
+    def guidance(self, model: StableDiffusion, ask: Ask, networks: JobNetworks) -> Guidance:
+        """For one pass of one model."""
+
+        def read(text: str, clock: Clock = ask.clock) -> Conditioning:
+            return self._read(model, text, clock, ask, networks)
+
+        filler = read("", Clock(1)).states[0] if ask.settings.pads else None
+        towards = tuple((read(text), weight) for text, weight in ask.subprompts)
+        return Guidance(towards, read(ask.negative), filler)
+
+    def _read(
+        self, model: StableDiffusion, text: str, clock: Clock, ask: Ask, networks: JobNetworks
+    ) -> Conditioning:
+        asked, settings = ask.networks, ask.settings
+        embeddings = networks.embeddings(model)
+        loras = [(each.lora.hash, each.text, each.rank) for each in networks.loras(asked)]
+        words = [(each.name, each.sha256) for each in embeddings]
+        how = (settings.clip_skip, settings.emphasis, settings.backtrack)
+
+        def encode(texts: Sequence[str]) -> list[Tensor]:
+            with networks.patch(model, asked).applied():
+                return self._encoder.encode(model.text_encoder, texts, settings, embeddings)
+
+        key = repr((model.name, model.sha256, loras, words, how, clock, text))
+        with self._kept.use(key, 0, lambda: conditioning_of(text, clock, encode)) as found:
+            return found
+
+    def parameters(
+        self, model: StableDiffusion, asks: Sequence[Ask], networks: JobNetworks
+    ) -> dict[str, str]:
+        """What the WebUI adds to a picture's parameters for the prompts of its passes."""
+        found: dict[str, str] = {}
+        hashes: dict[str, str] = {}
+        for ask in asks:
+            hashes |= networks.lora_hashes(ask.networks)
+        if hashes:
+            pairs = ((name.translate(_FORBIDDEN_IN_NAMES), hash) for name, hash in hashes.items())
+            found["Lora hashes"] = ", ".join(f"{name}: {hash}" for name, hash in pairs)
+        texts = [text for ask in asks for text in (ask.negative, *(t for t, _ in ask.subprompts))]
+        embeddings = self._embedding_hashes(model, asks, networks.embeddings(model))
+        if embeddings:
+            found["TI hashes"] = ", ".join(embeddings)
+        emphasis = asks[0].settings.emphasis
+        if emphasis is not Emphasis.ORIGINAL and any(c in text for text in texts for c in "(["):
+            found["Emphasis"] = emphasis.value
+        last = asks[-1]
+        if self.guidance(model, last, networks).is_padded_at(last.clock.steps):
+            found["Pad conds"] = "True"
+        return found
+
+    def _embedding_hashes(
+        self, model: StableDiffusion, asks: Sequence[Ask], embeddings: Sequence[Embedding]
+    ) -> list[str]:
+        """The last read first, and again each time that one is read: the WebUI's order."""
+        hashes: list[str] = []
+        if not embeddings:
+            return hashes
+        for ask in asks:
+            for text in dict.fromkeys([ask.negative, *(text for text, _ in ask.subprompts)]):
+                used: dict[str, Embedding] = {}
+                for words in schedule_of(text, ask.clock):
+                    found = self._encoder.embeddings_in(words.text, ask.settings, embeddings)
+                    used |= {each.name: each for each in found}
+                own = [
+                    f"{name.translate(_FORBIDDEN_IN_NAMES)}: {each.short_hash}"
+                    for name, each in used.items()
+                ]
+                hashes = [*own, *hashes]
+        return hashes

@@ -1,0 +1,81 @@
+"""The fields and settings that say how prompts are read, beside the prompts themselves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from middleware_api.container.emphasis import Emphasis
+from middleware_api.container.errors import BadRequest
+from middleware_api.container.fields import Fields
+
+_CLIP_SKIP_MAX = 12
+_BACKTRACK_MAX = 74
+_COMMENT = re.compile(r"#[^\n]*(\n|$)")
+_COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
+
+SETTINGS = {
+    *("CLIP_stop_at_last_layers", "emphasis", "comma_padding_backtrack", "pad_cond_uncond"),
+    "enable_prompt_comments",
+}
+"""The names in `override_settings` that are read here."""
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """`clip_skip` 1 is the text encoder's last layer, 2 the one before it.
+
+    A word that a chunk of tokens would tear from its comma goes to the next chunk whole, if it is
+    no longer than `backtrack` tokens. `pads` makes the shorter of prompt and negative prompt as
+    long as the other, by empty chunks. Without `networks`, `<lora:...>` and its like do nothing.
+    """
+
+    clip_skip: int = 1
+    emphasis: Emphasis = Emphasis.ORIGINAL
+    backtrack: int = 20
+    pads: bool = False
+    networks: bool = True
+
+
+def read_text_settings(fields: Fields, settings: Fields) -> TextSettings:
+    """Raises BadRequest naming the field."""
+    return TextSettings(
+        clip_skip=_clip_skip(fields, settings),
+        emphasis=_emphasis(settings),
+        backtrack=settings.integer("comma_padding_backtrack", 20, 0, _BACKTRACK_MAX),
+        pads=settings.flag("pad_cond_uncond"),
+        networks=not fields.flag("disable_extra_networks"),
+    )
+
+
+def read_prompt(fields: Fields, name: str) -> str:
+    """A prompt without its comments, which go from a `#` to the end of the line."""
+    text = fields.prompt(name)
+    settings = Fields(fields.mapping("override_settings"), "override_settings.")
+    if not settings.flag("enable_prompt_comments", True):
+        return text
+    return _COMMENT.sub("\n", _COMMENT_LINE.sub("\n", text))
+
+
+def _clip_skip(fields: Fields, settings: Fields) -> int:
+    """The setting decides; beside it, the field of the same name and the WebUI's attribute."""
+    skip = 1
+    for place, name in (
+        (fields, "clip_skip"),
+        (fields, "CLIP_stop_at_last_layers"),
+        (settings, "CLIP_stop_at_last_layers"),
+    ):
+        skip = place.integer(name, skip, 1, _CLIP_SKIP_MAX)
+    return skip
+
+
+def _emphasis(settings: Fields) -> Emphasis:
+    name = settings.text("emphasis", Emphasis.ORIGINAL.value)
+    try:
+        return Emphasis(name)
+    except ValueError as error:
+        raise BadRequest(
+            f"override_settings.emphasis {name!r} is not available. Choose one of: "
+            f"{', '.join(each.value for each in Emphasis)}.",
+            "bad_field",
+        ) from error

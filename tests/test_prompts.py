@@ -1,0 +1,216 @@
+"""How prompts are read: the grammar, its odd corners, and chunks of tokens.
+
+Expectations were taken from the WebUI 1.10.1's answers, or worked out by hand.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPTextModel
+
+from middleware_api.container.checkpoint_shapes import TextShape
+from middleware_api.container.conditioning import Conditioning, Guidance, subprompts_of
+from middleware_api.container.embeddings import Embedding
+from middleware_api.container.emphasis import Emphasis, weighted_parts
+from middleware_api.container.prompt_networks import HypernetworkAsk, LoraAsk, networks_of
+from middleware_api.container.prompt_schedule import Clock, schedule_of
+from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.text_settings import TextSettings
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("plain, text", [("plain, text", 1)]),
+        ("", [("", 1)]),
+        ("an (important) word", [("an ", 1), ("important", 1.1), (" word", 1)]),
+        ("((a))", [("a", pytest.approx(1.21))]),
+        ("(a:1.3)(b:1.3)", [("ab", 1.3)]),
+        ("[a] [[b]]", [("a", 1 / 1.1), (" ", 1), ("b", 1 / 1.1 / 1.1)]),
+        ("(a (b:0.5):1.5)", [("a ", 1.5), ("b", 0.75)]),
+        ("(a: -1.5 )", [("a", -1.5)]),
+        (r"\(a\) \[b\] \\ \x", [(r"(a) [b] \ x", 1)]),
+        ("(open [both", [("open ", 1.1), ("both", 1)]),
+        ("closed) too] a:1.2)", [("closed) too] a:1.2)", 1)]),
+        ("[a:1.2) b]", [("a:1.2) b", 1 / 1.1)]),
+        ("a BREAK b", [("a", 1), ("BREAK", -1), ("b", 1)]),
+        ("(a BREAK b:1.5)", [("a", 1.5), ("BREAK", -1.5), ("b", 1.5)]),
+        ("NOBREAK BREAKs", [("NOBREAK BREAKs", 1)]),
+    ],
+)
+def test_emphasis_is_read_as_in_the_webui(prompt: str, expected: list[tuple[str, float]]) -> None:
+    parts = weighted_parts(prompt, Emphasis.ORIGINAL)
+    assert [(part.text, part.weight) for part in parts] == expected
+
+
+def test_without_emphasis_brackets_are_text() -> None:
+    (only,) = weighted_parts("(a:1.5) BREAK [b]", Emphasis.NONE)
+    assert (only.text, only.weight) == ("(a:1.5) BREAK [b]", 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a cat", {8: "a cat"}),
+        ("a [red:green:3] cat", {3: "a red cat", 8: "a green cat"}),
+        ("a [red:green:0.5] cat", {4: "a red cat", 8: "a green cat"}),
+        ("a [red: .25 ]", {2: "a ", 8: "a red"}),
+        ("a [red::5]", {5: "a red", 8: "a "}),
+        ("a [red:green:99]", {8: "a red"}),
+        ("a [red:green:0] [b:-1]", {8: "a green b"}),
+        ("[[a:b:2]:[c]:4]", {2: "a", 4: "b", 8: "[c]"}),
+        ("([a:b:2]:1.2)", {2: "(a:1.2)", 8: "(b:1.2)"}),
+        ("[(x:1.3):2]", {2: "", 8: "(x:1.3)"}),
+        (r"[a\:b:2] \[c:d:3]", {2: r" \[c:d:3]", 8: r"a\:b \[c:d:3]"}),
+        ("[a:b:c:2] [d:2]", {2: "[a:b:c:2] ", 8: "[a:b:c:2] d"}),
+        ("((a][:b:c [d:3]", {3: "((a][:b:c ", 8: "((a][:b:c d"}),
+        ("[a:b] (c", {8: "[a:b] (c"}),
+        ("a | b [c:3]", {8: "a | b [c:3]"}),
+        ("[a|b:3]", {8: "[a|b:3]"}),
+        ("[c:3] \\", {8: "[c:3] \\"}),
+    ],
+)
+def test_schedules_are_read_as_in_the_webui(prompt: str, expected: dict[int, str]) -> None:
+    assert {w.until: w.text for w in schedule_of(prompt, Clock(8))} == expected
+
+
+def test_alternations_change_at_every_call() -> None:
+    words = schedule_of("[fe|||(b:2)]male", Clock(5))
+    assert [w.text for w in words] == ["female", "male", "male", "(b:2)male", "female"]
+
+
+def test_in_hires_fix_steps_go_on_counting_and_shares_run_from_one_to_two() -> None:
+    prompt = "[a:b:1.5] [c:d:10] [e:f:0.5] [g:h:3]"
+    words = schedule_of(prompt, Clock(6, before=8))
+    assert [(w.until, w.text) for w in words] == [
+        (2, "a c f h"),
+        (3, "a d f h"),
+        (6, "b d f h"),
+    ]
+
+
+def test_deep_brackets_are_read_without_recursion() -> None:
+    deep = "[" * 5000 + "a" + ":9]" * 5000
+    assert [w.text for w in schedule_of(deep, Clock(10))] == ["", "a"]
+    assert schedule_of("[(" * 5000, Clock(10))[0].text == "[(" * 5000
+
+
+def test_subprompts_have_the_weight_behind_their_last_colon() -> None:
+    assert subprompts_of("a cat :1.2 AND a\ndog AND sAND:-0.5 AND x :. ") == [
+        ("a cat", 1.2),
+        (" a\ndog", 1),
+        (" sAND", -0.5),
+        (" x :.", 1),
+    ]
+
+
+def test_networks_are_named_with_weights_by_place_or_by_name() -> None:
+    asked = networks_of(
+        "<lora:a><lyco:b:0.5><lora:c:0.5:0.7:8><lora:d:te=0.1:unet=-1:dyn=4>"
+        "<hypernet:e:0.3><hypernet:f> a < b:c"
+    )
+    assert asked.loras == (
+        LoraAsk("a", 1, 1),
+        LoraAsk("b", 0.5, 0.5),
+        LoraAsk("c", 0.5, 0.7, 8),
+        LoraAsk("d", 0.1, -1, 4),
+    )
+    assert asked.hypernetworks == (HypernetworkAsk("e", 0.3), HypernetworkAsk("f", 1))
+    assert asked.problems == ()
+
+
+def test_a_call_reads_the_words_that_hold_then_and_behind_the_end_the_first() -> None:
+    states = tuple(torch.full((77, 4), float(i)) for i in range(2))
+    conditioning = Conditioning((3, 8), states)
+    assert [float(conditioning.at(call)[0, 0]) for call in (0, 3, 4, 8, 9)] == [0, 0, 1, 1, 0]
+
+
+def test_subprompts_of_unlike_length_repeat_their_last_token() -> None:
+    short, long = (
+        Conditioning((8,), (torch.arange(n * 77.0)[:, None].repeat(1, 4),)) for n in (1, 2)
+    )
+    towards, away = Guidance(((short, 1), (long, 1)), short).at(0)
+    assert towards.shape == (2, 154, 4)
+    assert towards[0, 76:, 0].unique().tolist() == [76]
+    assert away.shape == (1, 77, 4)
+    filler = torch.full((77, 4), -1.0)
+    padded = Guidance(((short, 1), (long, 1)), short, filler)
+    assert padded.is_padded_at(0)
+    assert padded.at(0)[1][0, 77:].unique().tolist() == [-1]
+    assert not Guidance(((short, 1),), short, filler).is_padded_at(0)
+
+
+class Reader:
+    """The encoder beside a text encoder whose last layer tells its tokens' vectors apart."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = CLIPTextModel(TextShape(49408, 77, 64, 256, 2).config()).eval()
+        # A mean that is not all but 0, as trained encoders have it: emphasis divides by it.
+        torch.nn.init.normal_(self.model.final_layer_norm.bias, mean=0.5)
+        self.encoder = PromptEncoder()
+
+    def states(self, *texts: str, **settings: object) -> list[torch.Tensor]:
+        chosen = TextSettings(**settings)  # type: ignore[arg-type]
+        return self.encoder.encode(self.model, texts, chosen, self.embeddings)
+
+    embeddings: tuple[Embedding, ...] = ()
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader()
+
+
+def test_a_chunk_of_a_long_prompt_is_read_like_a_prompt_of_its_own(reader: Reader) -> None:
+    (long,) = reader.states("red " * 75 + "green " * 75 + "ring")
+    assert long.shape == (3 * 77, 64)
+    for at, own in enumerate(("red " * 75, "green " * 75, "ring")):
+        (alone,) = reader.states(own)
+        assert torch.allclose(long[77 * at : 77 * (at + 1)], alone, atol=1e-5)
+
+
+def test_words_behind_a_comma_go_to_the_next_chunk_together(reader: Reader) -> None:
+    head, tail = "red " * 60 + ",", "green " * 30
+    (moved,), (apart,) = (reader.states(f"{head} {tail}", backtrack=n) for n in (20, 10))
+    (first,), (second,) = reader.states(head), reader.states(tail)
+    assert torch.allclose(moved, torch.cat([first, second]), atol=1e-5)
+    assert not torch.allclose(apart, moved, atol=1e-2)
+
+
+def test_texts_of_one_schedule_are_as_long_as_the_longest(reader: Reader) -> None:
+    short, long = reader.states("red", "red BREAK green")
+    (empty,) = reader.states("")
+    assert torch.allclose(short[77:], empty, atol=1e-5)
+    assert short.shape == long.shape == (154, 64)
+
+
+def test_original_emphasis_keeps_the_mean_of_all_texts_together(reader: Reader) -> None:
+    texts = ("a (red:1.4) ring", "a green ring", "a green ring")
+    plain, weighted = (
+        torch.stack(reader.states(*texts, emphasis=kind))
+        for kind in (Emphasis.IGNORE, Emphasis.NO_NORM)
+    )
+    factor = plain.mean() / weighted.mean()
+    kept = torch.stack(reader.states(*texts))
+    assert torch.allclose(kept, weighted * factor, rtol=1e-3)
+    assert torch.allclose(weighted[0, 2], plain[0, 2] * 1.4)  # the begin token, "a", "red"
+
+
+def test_an_embedding_takes_the_place_of_its_name(reader: Reader) -> None:
+    """With a word's own vectors it changes nothing; the longest name wins."""
+    table = reader.model.embeddings.token_embedding.weight.detach()
+    tokenizer = reader.encoder._tokenizer
+    ids = tokenizer("bright red", add_special_tokens=False).input_ids
+    other = Embedding("glow", "", torch.zeros(1, 64))
+    reader.embeddings = (other, Embedding("glow-worm", "", table[ids]))
+    try:
+        (named,) = reader.states("a (Glow-Worm:1.3) ring, glow")
+        reader.embeddings = (other,)
+        (written,) = reader.states("a (bright red:1.3) ring, glow")
+        (without,) = reader.states("a (glow-worm:1.3) ring, glow")
+    finally:
+        reader.embeddings = ()
+    assert torch.allclose(named, written, atol=1e-5)
+    assert not torch.allclose(named, without, atol=1e-2)
