@@ -15,7 +15,7 @@ _HOST_WRITES = frozenset(
         *("Face restoration", "Model hash", "Model", "VAE hash", "VAE", "Variation seed"),
         *("Variation seed strength", "Seed resize from", "Denoising strength", "Clip skip"),
         *("Mask mode", "Mask blur", "Inpaint area", "Masked area padding", "Masked content"),
-        *("ENSD", "Init image hash", "Tiling", "Version", "User"),
+        *("RNG", "ENSD", "Init image hash", "Tiling", "Version", "User"),
     }
 )
 _AUTOMATIC = "Automatic"

@@ -13,7 +13,7 @@ import requests
 from tests.extension.browsing import browser as browser  # a fixture
 from tests.extension.browsing import sync_api
 from tests.extension.real_webui.conftest import running_webui
-from tests.extension.real_webui.webui_page import WebuiPage, expect
+from tests.extension.real_webui.webui_page import LONG, WebuiPage, expect
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -50,9 +50,8 @@ def test_nothing_is_asked_before_the_toggle_is_on(
         page.page.locator("#script_txt2img_cloud_enabled .label-wrap").wait_for()
         assert listener.visits == 0
         page.page.locator("#script_txt2img_cloud_enabled-visible-checkbox").check()
-        expect(page.page.locator("#script_txt2img_cloud_status.prose")).to_contain_text(
-            "Connection"
-        )
+        status = page.page.locator("#script_txt2img_cloud_status.prose")
+        expect(status).to_contain_text("cannot be reached", timeout=LONG)
         assert listener.visits > 0
 
 
@@ -69,10 +68,10 @@ def test_unconfigured_the_tab_explains_the_first_step(
     ):
         page.page.locator("#script_txt2img_cloud_enabled-visible-checkbox").check()
         status = page.page.locator("#script_txt2img_cloud_status.prose")
-        expect(status).to_contain_text("Not connected yet. Open the Cloud tab")
+        expect(status).to_contain_text("Not connected yet. Open the Cloud tab", timeout=LONG)
         page.tab("Cloud")
         expect(page.page.locator("#sdaws_url")).to_be_visible()
         assert page.complaints == []
     log = (tmp_path / "data" / "webui.log").read_text()
-    assert "Traceback" not in log
+    assert "aws_extension" not in log  # no traceback of ours
     assert list(home.rglob("*sdaws*")) == []
