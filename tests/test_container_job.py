@@ -394,7 +394,7 @@ def test_networks_are_found_by_the_names_in_the_prompts(
         storage,
         prompt="a Soft-Glow2 circle <lora:styled:1> <lora:gone:1> <hypernet:wave:0.5> <ink:1>"
         "<hypernet:lost:1><lora:style:much><lora:style:1:lbw=ALL>",
-        negative_prompt="wide",
+        negative_prompt="wide <lora:style:1>",
     )
     info = json.loads(runner.run(invocation(checkpoints=wanted))["info"])
     lora, glow = (
@@ -419,6 +419,7 @@ def test_networks_are_found_by_the_names_in_the_prompts(
         "to the job's models.",
         "LoRA style: 20 of its layers do not fit tiny.safetensors and were left out.",
         "Embedding wide was made for another kind of model than tiny.safetensors and was left out.",
+        "<lora:style:1> does nothing in a negative prompt: it was read as words.",
     ]
 
 

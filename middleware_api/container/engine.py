@@ -31,6 +31,7 @@ from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.model_cache import ModelCache
 from middleware_api.container.noise import generator_of
 from middleware_api.container.progress import Step
+from middleware_api.container.prompt_networks import misplaced_in
 from middleware_api.container.prompt_reader import Ask, PromptReader
 from middleware_api.container.prompt_schedule import Clock
 from middleware_api.container.prompts import PromptEncoder
@@ -169,8 +170,9 @@ class Engine:
         """Every part of the prompts that the pictures will not show."""
         asks = self._asks(request)
         found = models.networks.unused([ask.networks for ask in asks])
-        for model, ask in zip((models.main, models.last), asks):  # noqa: B905
+        for model, ask in zip((models.main, models.last), asks, strict=False):
             found += models.networks.problems(model, ask.networks)
+            found += misplaced_in(ask.negative)
         return [*dict.fromkeys(found)]
 
     def text_parameters(self, models: Models, request: GenerationRequest) -> dict[str, str]:

@@ -39,6 +39,15 @@ def without_networks(prompt: str) -> str:
     return _TAG.sub("", prompt)
 
 
+def misplaced_in(negative_prompt: str) -> list[str]:
+    """A sentence for each network in a negative prompt, where the WebUI takes it for words."""
+    return [
+        f"{tag[0]} does nothing in a negative prompt: it was read as words."
+        for tag in _TAG.finditer(negative_prompt)
+        if tag[1] in (*_LORA, *_HYPERNETWORK)
+    ]
+
+
 def networks_of(prompt: str) -> Networks:
     """Everything that a prompt's tags name, whether or not there are such files."""
     loras, hypernetworks, problems = [], [], []
