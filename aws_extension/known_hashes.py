@@ -10,7 +10,7 @@ from pathlib import Path
 
 from middleware_api.contract import MIB
 
-READ_BYTES = 4 * MIB
+READ_BYTES = 2 * MIB
 
 
 class KnownHashes:
