@@ -21,7 +21,13 @@ from aws_extension.pages.layout import build_pages
 from aws_extension.pages.model_list import ModelRow
 from aws_extension.settings import SettingsStore
 from aws_extension.upload_queue import Upload, UploadState
-from middleware_api.contract import CheckpointState, CheckpointType, EndpointState, InferenceState
+from middleware_api.contract import (
+    CheckpointState,
+    CheckpointType,
+    EndpointState,
+    InferenceState,
+    MergeMethod,
+)
 from tests.extension import said
 from tests.extension.pretend_cloud import TOKEN, PretendCloud
 from tests.extension.webui_host import host as host  # a fixture
@@ -122,7 +128,7 @@ def test_every_formula_of_the_merger(chinese):
 
 
 def test_nothing_is_translated_that_is_not_said(chinese):
-    constants = said.constants()
+    constants = said.constants() | {method.value for method in MergeMethod}
     markup = "".join(constants)
     unsaid = [
         text
