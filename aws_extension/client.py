@@ -295,6 +295,11 @@ class CloudClient:
             document["sha256"] = dict(sha256)
         return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
 
+    def prefetch_checkpoint(self, checkpoint_id: str, endpoint: str = "") -> None:
+        """A hint that a job with this checkpoint may come soon."""
+        path = f"/checkpoint/{quote(checkpoint_id, safe='')}/prefetch"
+        self._call("POST", path, {"endpoint_name": endpoint} if endpoint else {})
+
     def set_checkpoint_state(self, checkpoint_id: str, state: CheckpointState) -> Checkpoint:
         """Row 21: disable, enable again, or give an upload up."""
         document = {"checkpoint_id": checkpoint_id, "status": state.value}

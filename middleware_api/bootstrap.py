@@ -18,6 +18,7 @@ from middleware_api.services.inference import InferenceService
 from middleware_api.services.job_files import JobFiles
 from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
+from middleware_api.services.prefetching import PrefetchService
 from middleware_api.services.training import TrainingService
 from middleware_api.services.webui_api import WebUiService
 from middleware_api.services.webui_models import WebUiModels
@@ -80,6 +81,9 @@ def make_services(
         checkpoints=checkpoint_service,
         imports=import_service,
         admission=admission_service,
+        prefetching=PrefetchService(
+            inference_service, checkpoint_service, endpoint_service, new_id
+        ),
         datasets=dataset_service,
         models=model_service,
         training=training_service,

@@ -108,12 +108,12 @@ class TaskType(str, Enum):
     INTERROGATE = "interrogate"
     MERGE = "merge"
     CONVERT = "convert"
+    PREFETCH = "prefetch"
 
 
-# A merge has a route of its own, with other fields; what arrived as a pickle is converted unasked.
-SUBMITTABLE_TASKS = tuple(
-    task for task in TaskType if task not in (TaskType.MERGE, TaskType.CONVERT)
-)
+# These have routes of their own, or begin unasked.
+_OTHER_TASKS = (TaskType.MERGE, TaskType.CONVERT, TaskType.PREFETCH)
+SUBMITTABLE_TASKS = tuple(task for task in TaskType if task not in _OTHER_TASKS)
 # Those that sample, and so need a Stable-diffusion checkpoint.
 SAMPLING_TASKS = (TaskType.TXT2IMG, TaskType.IMG2IMG)
 

@@ -9,7 +9,7 @@ import json
 import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -560,3 +560,15 @@ def test_a_preview_that_fails_does_not_fail_the_job(storage: Watched) -> None:
     reporter.phase("done")
     reporter.close()
     assert storage.progress()["phase"] == "done"
+
+
+def test_a_prefetch_leaves_the_checkpoint_in_memory_and_makes_nothing(storage: Watched) -> None:
+    engine = Engine(torch.device("cpu"), 10**9, PromptEncoder())
+    runner = JobRunner(tasks_of(engine), storage, threading.Event())
+    key = contract.params_key(contract.TaskType.PREFETCH, JOB)
+    storage.write(key, b"{}")
+    asked = {**invocation(), "task_type": "prefetch", "params_key": key}
+    result = runner.run(cast(contract.Invocation, asked))
+    assert (result["status"], result["images"]) == ("succeed", [])
+    told = asked["checkpoints"][0]
+    assert engine.cache.keys == [told["sha256"] or told["key"]]

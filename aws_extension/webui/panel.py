@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +27,8 @@ from aws_extension.webui import collect, interception
 from aws_extension.webui.choice import CloudChoice
 from aws_extension.webui.local_models import HostModels
 from middleware_api.contract import CheckpointState, CheckpointType, EndpointState
+
+logger = logging.getLogger(__name__)
 
 FIRST_STEP = "Not connected yet. Open the Cloud tab, page Connection, and enter URL and token."
 _CHECKPOINT = CheckpointType.STABLE_DIFFUSION
@@ -111,6 +114,7 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
                 [ask, files],
                 show_progress="hidden",
             )
+        checkpoint.change(prefetch, [enabled, checkpoint, endpoint], None, show_progress="hidden")
         # The consent is for this one click: the step that presses “Generate” takes it back. (A
         # step after one of JavaScript alone would never run.)
         tab = "img2img" if is_img2img else "txt2img"
@@ -172,6 +176,25 @@ def read_lists(checkpoint: str | None, endpoint: str | None) -> tuple[Any, Any, 
         gr.update(choices=names, value=_same_or_first(endpoint, names)),
         line,
     )
+
+
+def prefetch(enabled: bool, checkpoint: str | None, endpoint: str | None) -> None:
+    """Let the cloud load the chosen checkpoint while the prompt is being written.
+
+    Only a hint: what goes wrong is told when a picture is asked for.
+    """
+    name, _, remark = (checkpoint or "").partition(_APART)
+    if not enabled or not name or remark:
+        return
+    try:
+        client = host_access().client()
+        for found in client.list_checkpoints([CheckpointState.ACTIVE], [_CHECKPOINT]):
+            if name in found.names:
+                chosen = "" if endpoint == ANY_ENDPOINT else name_of(endpoint)
+                client.prefetch_checkpoint(found.id, chosen)
+                return
+    except CloudError as fault:
+        logger.info("checkpoint %s not loaded ahead: %s", name, fault)
 
 
 def read_lists_when(

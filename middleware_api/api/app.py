@@ -120,7 +120,7 @@ def create_app(
         inference_router(services.inference, services.training, objects),
         event_router(services.inference, stopping),
         endpoint_router(services.endpoints),
-        checkpoint_router(services.checkpoints, services.admission, services.imports, objects),
+        checkpoint_router(services, objects),
         weights_router(services.checkpoints, services.merging, objects),
         model_router(services.models, objects),
         train_router(services.training, objects),

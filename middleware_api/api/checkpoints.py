@@ -30,6 +30,8 @@ from middleware_api.api.wire import (
     CheckpointUploadAnswer,
     ImportBody,
     MessageAnswer,
+    PrefetchAnswer,
+    PrefetchBody,
     time_text,
 )
 from middleware_api.contract import (
@@ -42,19 +44,14 @@ from middleware_api.contract import (
 from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
 from middleware_api.records import Checkpoint
-from middleware_api.services.admission import AdmissionService
-from middleware_api.services.checkpoints import CheckpointService
-from middleware_api.services.imports import ImportService, progress
+from middleware_api.services.events import Services
+from middleware_api.services.imports import progress
 from middleware_api.services.uploads import NewFile
 
 
-def checkpoint_router(
-    service: CheckpointService,
-    admission: AdmissionService,
-    imports: ImportService,
-    objects: Objects,
-) -> APIRouter:
+def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
     """The routes over the services that make checkpoints."""
+    service, imports, admission = services.checkpoints, services.imports, services.admission
     router = APIRouter(route_class=StrictRoute, tags=["checkpoints"])
 
     def location(checkpoint: Checkpoint) -> str:
@@ -169,6 +166,16 @@ def checkpoint_router(
         """Delete a checkpoint and its files; jobs that have not begun with it will fail."""
         service.delete(service.get_own(principal, checkpoint_id))
         return MessageAnswer(message=f"Checkpoint '{checkpoint_id}' deleted")
+
+    @router.post("/checkpoint/{checkpoint_id}/prefetch", **needs(Scope.INFER, 404, 409))
+    async def prefetch_checkpoint(
+        principal: Caller, checkpoint_id: str, body: PrefetchBody
+    ) -> PrefetchAnswer:
+        """Have an endpoint that is idle load a checkpoint before a job asks for it."""
+        hint = services.prefetching.prefetch(principal, checkpoint_id, body.endpoint_name)
+        return PrefetchAnswer(
+            endpoint_name=hint.endpoint_name, inference_id=hint.job_id, message=hint.reason
+        )
 
     @router.get("/checkpoints", responses=errors())
     async def list_checkpoints(

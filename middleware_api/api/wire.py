@@ -349,6 +349,12 @@ class CheckpointStateBody(BaseModel):
     sha256: dict[str, Sha256] = Field({}, description="By file name")
 
 
+class PrefetchBody(BaseModel):
+    """Where a checkpoint is to be loaded; without a name where the next job would go."""
+
+    endpoint_name: NameOrNone = None
+
+
 class ModelBody(BaseModel):
     """A new model, of files that will be uploaded or of an Active checkpoint."""
 
@@ -643,6 +649,15 @@ class CheckpointUploadAnswer(CheckpointAnswer):
     """A checkpoint, and where what is missing of it goes."""
 
     s3PresignUrl: list[FileUploadAnswer]
+
+
+class PrefetchAnswer(Answer):
+    """The job that loads the checkpoint; without one, "", `message` says why."""
+
+    statusCode: int = 200
+    endpoint_name: str
+    inference_id: str
+    message: str
 
 
 class CheckpointListItem(Answer):

@@ -11,6 +11,7 @@ from middleware_api.container.extras import upscale
 from middleware_api.container.generation import generate
 from middleware_api.container.job import Task
 from middleware_api.container.merge import merge
+from middleware_api.container.prefetch import prefetch
 from middleware_api.contract import TaskType
 
 
@@ -21,5 +22,6 @@ def tasks_of(engine: Engine) -> Mapping[str, Task]:
         TaskType.IMG2IMG.value: partial(generate, engine),
         TaskType.MERGE.value: merge,
         TaskType.CONVERT.value: convert,
+        TaskType.PREFETCH.value: partial(prefetch, engine),
         TaskType.EXTRA_SINGLE_IMAGE.value: upscale,
     }

@@ -164,6 +164,11 @@ class EndpointService:
 
         return min(page.items, key=preference)
 
+    def is_idle(self, endpoint: Endpoint) -> bool:
+        """Whether an instance is awake and has nothing to do."""
+        status = self._endpoints.statuses([endpoint])[endpoint.id]
+        return status.instance_count > 0 and status.load == 0
+
     def is_gone(self, endpoint_id: str) -> bool:
         """Whether no job can be done there any more."""
         endpoint = self._records.get(Endpoint, endpoint_id)

@@ -26,6 +26,7 @@ from middleware_api.services.imports import ImportService
 from middleware_api.services.inference import InferenceService
 from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
+from middleware_api.services.prefetching import PrefetchService
 from middleware_api.services.training import TrainingService
 from middleware_api.services.webui_api import WebUiService
 
@@ -46,6 +47,7 @@ class Services:
     checkpoints: CheckpointService
     imports: ImportService
     admission: AdmissionService
+    prefetching: PrefetchService
     datasets: DatasetService
     models: ModelService
     training: TrainingService

@@ -459,4 +459,7 @@ class InferenceService:
             )
         )
         logger.info("job %s %s", job.id, state.value)
+        if job.task_type is TaskType.PREFETCH:  # it was a hint: nobody looks for what came of it
+            self.files.forget(done)
+            self._records.remove(done)
         return done

@@ -98,6 +98,7 @@ class PretendCloud:
     endpoints: list[str] = field(default_factory=lambda: ["pretend-1"])
     endpoint_states: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    prefetched: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -133,6 +134,9 @@ class PretendCloud:
             return (known.create if sent.method == "POST" else known.change)(sent.json)
         if path == "/upload_checkpoint":
             return self.checkpoints.fetch(sent.json)
+        if path.endswith("/prefetch"):
+            self.prefetched.append((path.split("/")[2], sent.json.get("endpoint_name", "")))
+            return FakeAnswer(body={"endpoint_name": "pretend-1"})
         if path.startswith("/checkpoint/"):
             return self.checkpoints.upload(path.split("/")[2])
         if path == "/inference/v2":

@@ -44,6 +44,24 @@ def test_a_choice_is_kept_when_its_remark_has_changed(host):
     assert (checkpoints["value"], endpoints["value"]) == (CHECKPOINT, "pretend-1")
 
 
+def test_a_chosen_checkpoint_is_loaded_ahead_when_the_cloud_has_it(host):
+    prefetch = host.panel_module.prefetch
+    prefetch(False, CHECKPOINT, "Automatic")
+    prefetch(True, None, "Automatic")
+    prefetch(True, MINE, "Automatic")
+    prefetch(True, "elsewhere.safetensors", "Automatic")
+    assert host.cloud.prefetched == []
+    prefetch(True, CHECKPOINT, "Automatic")
+    prefetch(True, CHECKPOINT, "pretend-1 · updating")
+    assert host.cloud.prefetched == [("c1", ""), ("c1", "pretend-1")]
+
+
+def test_no_one_hears_of_a_hint_that_fails(host, monkeypatch):
+    empty = SimpleNamespace(client=lambda: (_ for _ in ()).throw(errors.NotConfigured("No.")))
+    monkeypatch.setattr(host.panel_module, "host_access", lambda: empty)
+    host.panel_module.prefetch(True, CHECKPOINT, "Automatic")
+
+
 def test_at_first_the_checkpoint_of_this_machine_is_chosen(host):
     put_checkpoint(host)
     host.shared.opts.sd_model_checkpoint = "mine.safetensors [0123456789]"
