@@ -36,13 +36,14 @@ from middleware_api.container.prompt_reader import Ask, PromptReader
 from middleware_api.container.prompt_schedule import Clock
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import GenerationRequest
-from middleware_api.container.roles import FileName, Roles
+from middleware_api.container.roles import Roles
 from middleware_api.container.samplers import Sampler
 from middleware_api.container.sampling import Pass, Start
 from middleware_api.container.schedules import Plan
 from middleware_api.container.storage import sha256_of
 from middleware_api.container.tiling import seamless
 from middleware_api.container.upscalers import LatentUpscaler, Upscaler
+from middleware_api.weights_name import WeightsName
 
 PREVIEW_LATENTS = 16
 # Of the bytes for checkpoints: what VAE files, and LoRAs and their like, may take beside them.
@@ -71,7 +72,7 @@ class Models:
     main: StableDiffusion
     last: StableDiffusion
     refiner: StableDiffusion | None
-    names: Roles[FileName]
+    names: Roles[WeightsName]
     networks: JobNetworks
 
     def parts(self) -> Iterator[nn.Module]:
@@ -133,9 +134,9 @@ class Engine:
                         "differ in size. Choose another checkpoint for the hires pass or refiner.",
                         "unlike_checkpoints",
                     )
-            names = loaded.each(lambda model: FileName(model.name, model.sha256))
+            names = loaded.each(lambda model: WeightsName(model.name, model.sha256))
             if vae is not None:
-                names = replace(names, vae=FileName(vae.name, vae.sha256))
+                names = replace(names, vae=WeightsName(vae.name, vae.sha256))
             yield Models(main, last, refiner, names, networks)
 
     @contextmanager

@@ -11,15 +11,16 @@ from middleware_api.container.engine import CheckpointFile, Engine
 from middleware_api.container.job import Answer, Job
 from middleware_api.container.progress import Step
 from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.roles import FileName, Roles, choose_files
+from middleware_api.container.roles import Roles, choose_files
 from middleware_api.contract import ContainerCheckpoint
+from middleware_api.weights_name import WeightsName
 
 
 def generate(engine: Engine, job: Job) -> Answer:
     """Pictures of a prompt; those finished before a cancel are kept."""
     request = parse_request(job.invocation["task_type"], job.content, random.Random())
     files, unused = choose_files(request, job.invocation["checkpoints"])
-    names = files.each(lambda file: FileName(file["name"], file["sha256"]))
+    names = files.each(lambda file: WeightsName(file["name"], file["sha256"]))
     made = _Made(names, [*unused, *request.warnings])
     with job.until_cancelled():
         _make(engine, job, request, files, made)
@@ -33,7 +34,7 @@ def generate(engine: Engine, job: Job) -> Answer:
 class _Made:
     """What a job has come to so far; a hash in `names` is "" while nobody knows it."""
 
-    names: Roles[FileName]
+    names: Roles[WeightsName]
     warnings: list[str]
     texts: dict[str, str] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)

@@ -10,12 +10,13 @@ from datetime import datetime
 from middleware_api import __version__
 from middleware_api.container.hires import HiresRequest
 from middleware_api.container.request import GenerationRequest, MaskFill, MaskRequest
-from middleware_api.container.roles import FileName, Roles
+from middleware_api.container.roles import Roles
 from middleware_api.container.sampling_settings import (
     NoiseSource,
     SamplingSettings,
     UniPCSettings,
 )
+from middleware_api.weights_name import WeightsName
 
 VERSION = f"sd-aws-extension {__version__}"
 _FILL_WORDS = {
@@ -31,7 +32,7 @@ def seed_of(request: GenerationRequest, index: int) -> int:
 
 
 def extra_params(
-    request: GenerationRequest, names: Roles[FileName], texts: Mapping[str, str]
+    request: GenerationRequest, names: Roles[WeightsName], texts: Mapping[str, str]
 ) -> dict[str, object]:
     """What only some requests add to the parameters, in the WebUI's order."""
     extra: dict[str, object] = {}
@@ -41,7 +42,7 @@ def extra_params(
         extra |= _hires(request, request.hires, names)
     extra |= texts
     if request.refiner is not None and names.refiner is not None and request.is_refined:
-        extra["Refiner"] = names.refiner.title
+        extra["Refiner"] = names.refiner.short_title
         extra["Refiner switch at"] = _number(request.refiner.switch_at)
     return extra | _sampling(request)
 
@@ -119,12 +120,12 @@ def _inpainting(mask: MaskRequest) -> dict[str, object]:
 
 
 def _hires(
-    request: GenerationRequest, hires: HiresRequest, names: Roles[FileName]
+    request: GenerationRequest, hires: HiresRequest, names: Roles[WeightsName]
 ) -> dict[str, object]:
     """Only what differs from the first pass."""
     extra: dict[str, object] = {}
     if names.second_pass is not None:
-        extra["Hires checkpoint"] = names.second_pass.title
+        extra["Hires checkpoint"] = names.second_pass.short_title
     if hires.sampler is not request.sampler:
         extra["Hires sampler"] = hires.sampler.name
     if hires.prompt != request.prompt:
@@ -155,7 +156,7 @@ def _strength(request: GenerationRequest) -> float | None:
 
 
 def infotext(
-    request: GenerationRequest, names: Roles[FileName], texts: Mapping[str, str], index: int
+    request: GenerationRequest, names: Roles[WeightsName], texts: Mapping[str, str], index: int
 ) -> str:
     """Prompt, negative prompt, and one line of `Name: value` pairs, as the WebUI reads back.
 
@@ -203,7 +204,7 @@ def parameters_line(pairs: Mapping[str, object | None]) -> str:
 
 def info(
     request: GenerationRequest,
-    names: Roles[FileName],
+    names: Roles[WeightsName],
     texts: Mapping[str, str],
     infotexts: Sequence[str],
     warnings: Sequence[str],

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Generic, TypeVar
 
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.prompt_networks import networks_of
 from middleware_api.container.request import GenerationRequest
 from middleware_api.contract import CheckpointType, ContainerCheckpoint
+from middleware_api.weights_name import WeightsName
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -48,27 +48,6 @@ class Roles(Generic[T]):
                 for things in (self.loras, self.embeddings, self.hypernetworks)
             ),
         )
-
-
-@dataclass(frozen=True)
-class FileName:
-    """A weights file as the WebUI writes of it; `sha256` is "" while nobody knows it."""
-
-    name: str
-    sha256: str
-
-    @property
-    def stem(self) -> str:
-        return PurePath(self.name).stem
-
-    @property
-    def short_hash(self) -> str:
-        return self.sha256[:10]
-
-    @property
-    def title(self) -> str:
-        """`name [hash]`, without the file's extension."""
-        return f"{self.stem} [{self.short_hash}]" if self.sha256 else self.stem
 
 
 def choose_files(
@@ -119,7 +98,7 @@ def _named_in_prompts(
         return tuple(
             file
             for file in files
-            if file["type"] == kind.value and is_used(FileName(file["name"], "").stem)
+            if file["type"] == kind.value and is_used(WeightsName(file["name"], "").stem)
         )
 
     prompts = "\n".join(request.prompts).casefold()
@@ -151,7 +130,7 @@ def _find(wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpo
         return None
     bare = re.sub(r"\s*\[[^\]]*\]\s*$", "", wanted)
     for file in files:
-        name = FileName(file["name"], file["sha256"])
+        name = WeightsName(file["name"], file["sha256"])
         known = {file["name"], name.stem}
         hashes = {file["sha256"], name.short_hash} - {""}
         if wanted in known | hashes or bare in known:
