@@ -68,8 +68,8 @@ class SettingsStore:
             token, source = saved.token, saved.source
         if not url or not token:
             raise NotConfigured(
-                "No cloud server is set up yet. On the Connection page (in a WebUI: of the Cloud tab) "
-                "enter the server's URL and token, and press “Save and test”."
+                "No cloud server is set up yet. Enter its URL and token on the Connection page (in "
+                "a WebUI: of the Cloud tab), and press “Save and test”."
             )
         return Connection(checked_url(url), token, source)
 
