@@ -27,6 +27,7 @@ from middleware_api.contract import (
     EndpointState,
     InferenceState,
     MergeMethod,
+    TaskType,
 )
 from tests.extension import said
 from tests.extension.pretend_cloud import TOKEN, PretendCloud
@@ -128,7 +129,7 @@ def test_every_formula_of_the_merger(chinese):
 
 
 def test_nothing_is_translated_that_is_not_said(chinese):
-    constants = said.constants() | {method.value for method in MergeMethod}
+    constants = said.constants() | {word.value for kind in (MergeMethod, TaskType) for word in kind}
     markup = "".join(constants)
     unsaid = [
         text
