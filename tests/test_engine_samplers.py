@@ -280,6 +280,8 @@ def test_old_names_of_samplers_are_understood() -> None:
     assert resolve_sampler("DPM++ 2M Karras", "Automatic")[1] == "Karras"
     assert resolve_sampler("k_euler_a", "Automatic")[0].name == "Euler a"
     assert resolve_sampler("euler A", "Simple") == (named("Euler a"), "Simple")
+    # The name decides, as in the WebUI.
+    assert resolve_sampler("DPM++ 2M SGMUniform", "Karras")[1] == "SGM Uniform"
     assert resolve_schedule("sgm_uniform") == "SGM Uniform"
 
 

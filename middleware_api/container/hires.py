@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from PIL import Image
 
 from middleware_api import contract
-from middleware_api.container import schedules
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image
 from middleware_api.container.samplers import Sampler, resolve_sampler
@@ -62,10 +61,9 @@ class HiresRequest:
     @property
     def plan(self) -> Plan:
         """The end of a schedule so long that all of `steps` are taken."""
-        if self.denoising_strength == 0:
-            return schedules.STILL
-        length = schedules.stretched_steps(self.steps, self.denoising_strength)
-        return self.sampler.plan_for(self.schedule, length, self.steps - 1, self.sampling)
+        return self.sampler.plan_to_the_end(
+            self.schedule, self.steps, self.denoising_strength, self.sampling
+        )
 
     def target(self, width: int, height: int) -> Target:
         """For a first pass of this size."""

@@ -52,6 +52,10 @@ def _sampling(request: GenerationRequest) -> dict[str, object]:
     sampler, settings = request.sampler, request.sampling
     guidance, churn = settings.guidance, settings.churn
     extra: dict[str, object] = {}
+    if request.start is not None and settings.initial_noise != 1:
+        extra["Noise multiplier"] = _number(settings.initial_noise)
+    if settings.extra_noise and (request.start or request.hires):
+        extra["Extra noise"] = _number(settings.extra_noise)
     eta = sampler.eta_of(settings)
     if eta != sampler.eta_of(SamplingSettings()):
         extra["Eta DDIM" if sampler.is_on_timesteps else "Eta"] = _number(eta)

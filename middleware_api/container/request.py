@@ -137,10 +137,14 @@ class GenerationRequest:
     @property
     def plan(self) -> Plan:
         """The levels of the first pass, which is the only one without hires fix."""
-        encode = None
-        if self.start is not None:
-            encode = schedules.encode_steps(self.steps, self.start.denoising_strength)
-        return self.sampler.plan_for(self.schedule, self.steps, encode, self.sampling)
+        settings = self.sampling
+        if self.start is None:
+            return self.sampler.plan_for(self.schedule, self.steps, None, settings)
+        strength = self.start.denoising_strength
+        if settings.exact_steps:
+            return self.sampler.plan_to_the_end(self.schedule, self.steps, strength, settings)
+        encode = schedules.encode_steps(self.steps, strength)
+        return self.sampler.plan_for(self.schedule, self.steps, encode, settings)
 
     @property
     def is_refined(self) -> bool:
@@ -161,7 +165,6 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "script_name": (None, ""),
     "script_args": (None, []),
     "image_cfg_scale": (None,),
-    "initial_noise_multiplier": (None, 1),
     "comments": (None, {}),
     "infotext": (None, ""),
 }
@@ -185,7 +188,7 @@ _USED = {
     *("hr_prompt", "hr_negative_prompt", "hr_cfg", "refiner_checkpoint", "refiner_switch_at"),
     *("clip_skip", "CLIP_stop_at_last_layers", "alwayson_scripts", "tiling", "eta"),
     *("seed_resize_from_h", "seed_resize_from_w", "s_churn", "s_tmin", "s_tmax", "s_noise"),
-    *("s_min_uncond", "disable_extra_networks"),
+    *("s_min_uncond", "disable_extra_networks", "initial_noise_multiplier"),
     # the middleware's own, beside the WebUI's
     *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
 }
@@ -197,6 +200,8 @@ _SETTINGS_USED = {
     *("beta_dist_beta", "always_discard_next_to_last_sigma", "sgm_noise_multiplier"),
     *("s_min_uncond", "s_min_uncond_all", "skip_early_cond", "uni_pc_variant"),
     *("uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
+    *("initial_noise_multiplier", "img2img_extra_noise", "img2img_fix_steps"),
+    "enable_quantization",
 }
 _NOBODY = ("", "None", "none")
 

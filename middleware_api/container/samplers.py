@@ -31,7 +31,7 @@ from middleware_api.container.euler_samplers import (
     restart,
 )
 from middleware_api.container.sampling_settings import SamplingSettings
-from middleware_api.container.schedules import FIFTY, FULL, Ladder, Plan
+from middleware_api.container.schedules import ALIASES, FIFTY, FULL, SCHEDULES, Ladder, Plan
 from middleware_api.container.unipc_sampler import unipc
 from middleware_api.container.walk import Run
 
@@ -91,6 +91,15 @@ class Sampler:
     def calls(self, steps: int) -> int:
         """Of the model, as the schedules of prompts count them."""
         return 2 * steps if self.second_order else steps
+
+    def plan_to_the_end(
+        self, schedule: str, steps: int, denoising_strength: float, settings: SamplingSettings
+    ) -> Plan:
+        """The end of a schedule so long that all of `steps` are taken."""
+        if denoising_strength == 0:
+            return schedules.STILL
+        length = schedules.stretched_steps(steps, denoising_strength)
+        return self.plan_for(schedule, length, steps - 1, settings)
 
     def named_schedule(self, schedule: str) -> str:
         """As the WebUI writes it: "Automatic" by what it means, where this sampler has its own."""
@@ -155,7 +164,7 @@ SAMPLERS = (
 
 
 def resolve_sampler(name: str, schedule: str) -> tuple[Sampler, str]:
-    """Finds a sampler by any of its names; "DPM++ 2M Karras" of older WebUIs names both.
+    """Finds a sampler by any of its names; "DPM++ 2M Karras" of older WebUIs decides on both.
 
     Raises BadRequest with the list of names.
     """
@@ -164,8 +173,8 @@ def resolve_sampler(name: str, schedule: str) -> tuple[Sampler, str]:
         names = [n.casefold() for n in (sampler.name, *sampler.aliases)]
         if wanted in names:
             return sampler, schedule
-        for known in schedules.SCHEDULES:
-            if schedule == "Automatic" and wanted in [f"{n} {known.casefold()}" for n in names]:
+        for spelled, known in (*zip(SCHEDULES, SCHEDULES, strict=True), *ALIASES.items()):
+            if wanted in [f"{n} {spelled.casefold()}" for n in names]:
                 return sampler, known
     raise BadRequest(
         f"Sampler {name!r} is not available. Choose one of: "

@@ -17,7 +17,7 @@ from middleware_api.container.noise import PictureNoise, Seeding, Variation, sou
 from middleware_api.container.patches import Patch
 from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.samplers import Sampler
-from middleware_api.container.sampling_settings import GuidanceSettings
+from middleware_api.container.sampling_settings import SamplingSettings
 from middleware_api.container.schedules import Plan
 from middleware_api.container.walk import Walk
 
@@ -92,12 +92,14 @@ class _Asked:
 
     each: Pass
     start: Start
-    guidance: GuidanceSettings
+    settings: SamplingSettings
     calls: int = 0
 
     def guess(self, x: Tensor, sigma: float, cfg_share: float = 1.0) -> Guess:
         sampler = self.each.sampler
         timestep = sampler.ladder.timestep_of(sigma)
+        if self.settings.whole_timesteps and not sampler.is_on_timesteps:
+            timestep = sampler.ladder.nearest_timestep(sigma)
         level = timestep if sampler.is_on_timesteps else sigma  # so the WebUI compares them
         moment = Moment(sigma, timestep, self.calls, cfg_share, self._is_guided(level))
         self.calls += 1
@@ -111,8 +113,8 @@ class _Asked:
         return Guess(guess.clean + moved, guess.unguided + moved)
 
     def _is_guided(self, level: float) -> bool:
-        guidance, sampler = self.guidance, self.each.sampler
-        total = self.each.plan.asked_steps * (2 if sampler.second_order else 1)
+        guidance, sampler = self.settings.guidance, self.each.sampler
+        total = sampler.calls(self.each.plan.asked_steps)
         if guidance.skip_early and self.calls / total <= guidance.skip_early:
             return False
         is_skipped_one = self.calls % 2 == 1 or guidance.skip_all
@@ -148,11 +150,13 @@ class Pass:
             return torch.stack(parts).to(device)
 
         first = stack([noise.first() for noise in noises])
-        x = first * self.plan.noise_scale
+        settings = request.sampling
+        noise = first * (1 if request.start is None else settings.initial_noise)
+        x = noise * self.plan.noise_scale
         initial = start.filled(first)
         if initial is not None:
-            x = x + initial * self.plan.image_scale
-        asked = _Asked(self, start, request.sampling.guidance)
+            x = x + (initial + noise * settings.extra_noise) * self.plan.image_scale
+        asked = _Asked(self, start, settings)
 
         def apart(x: Tensor, sigma: float, cfg_share: float) -> tuple[Tensor, Tensor]:
             guess = asked.guess(x, sigma, cfg_share)
@@ -165,8 +169,8 @@ class Pass:
             step,
             fresh_noise=lambda: stack([noise.fresh() for noise in noises]),
             path_noise=lambda a, b: stack([noise.along_path(a, b) for noise in noises]),
-            eta=self.sampler.eta_of(request.sampling),
-            settings=request.sampling,
+            eta=self.sampler.eta_of(settings),
+            settings=settings,
         )
         with self.patch.applied():
             return start.keep(self.sampler.run(walk, x) * self.plan.final_scale)

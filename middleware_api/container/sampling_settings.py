@@ -77,6 +77,9 @@ class SamplingSettings:
     """Everything about a job's sampling that is not its sampler, schedule, steps and seeds.
 
     `eta` is the caller's own for every sampler; None leaves it to the setting of each family.
+    `initial_noise` multiplies img2img's noise; `extra_noise` is added to whatever a picture is
+    given for. `exact_steps` take all of img2img's steps, however faint. `whole_timesteps` are what
+    k-diffusion calls quantized.
     """
 
     eta: float | None = None
@@ -86,6 +89,10 @@ class SamplingSettings:
     noise: float = 1.0
     discard_penultimate: bool = False
     sgm_noise: bool = False
+    initial_noise: float = 1.0
+    extra_noise: float = 0.0
+    exact_steps: bool = False
+    whole_timesteps: bool = False
     eta_delta: int = 0
     guidance: GuidanceSettings = GuidanceSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -106,6 +113,15 @@ def parse_sampling(fields: Fields, settings: Fields) -> SamplingSettings:
         noise=_overridden(fields, settings, "s_noise", 1, _NOISE_MAX),
         discard_penultimate=settings.flag("always_discard_next_to_last_sigma"),
         sgm_noise=settings.flag("sgm_noise_multiplier"),
+        initial_noise=fields.number(
+            "initial_noise_multiplier",
+            settings.number("initial_noise_multiplier", 1, 0, _NOISE_MAX),
+            0,
+            _NOISE_MAX,
+        ),
+        extra_noise=settings.number("img2img_extra_noise", 0, 0, _NOISE_MAX),
+        exact_steps=settings.flag("img2img_fix_steps"),
+        whole_timesteps=settings.flag("enable_quantization"),
         eta_delta=settings.integer("eta_noise_seed_delta", 0, -_SEED_MAX, _SEED_MAX),
         guidance=GuidanceSettings(
             fields.number("s_min_uncond", settings.number("s_min_uncond", 0, 0, 1000), 0, 1000),

@@ -56,10 +56,14 @@ class Ladder:
 
     def timestep_of(self, sigma: float) -> float:
         """The timestep, fractional unless `only_whole`, at which the model takes this level."""
-        logs = np.log(self.sigmas)
         if self.only_whole:
-            return float(self.timesteps[np.argmin(np.abs(logs - math.log(sigma)))])
-        return float(np.interp(math.log(sigma), logs, self.timesteps))
+            return self.nearest_timestep(sigma)
+        return float(np.interp(math.log(sigma), np.log(self.sigmas), self.timesteps))
+
+    def nearest_timestep(self, sigma: float) -> float:
+        """The whole timestep whose level is the nearest in the logarithm."""
+        distances = np.abs(np.log(self.sigmas) - math.log(sigma))
+        return float(self.timesteps[np.argmin(distances)])
 
 
 def _levels_of(alphas: Levels) -> Levels:

@@ -95,6 +95,25 @@ def _img2img() -> Iterator[Case]:
         )
 
 
+def _img2img_settings() -> Iterator[Case]:
+    given: dict[str, object] = {"init_images": [_scene()], "denoising_strength": 0.5}
+    for sampler in ("Euler", "DDIM", "DPM fast"):
+        yield Case(
+            f"noisier, {sampler}",
+            given | {"sampler_name": sampler, "initial_noise_multiplier": 1.05},
+            {"img2img_extra_noise": 0.1},
+        )
+    for sampler in ("Euler", "DPM++ 2M SDE", "UniPC"):
+        exact: dict[str, object] = {"img2img_fix_steps": True}
+        yield Case(f"exact steps, {sampler}", given | {"sampler_name": sampler}, exact)
+    yield Case(
+        "noisier hires",
+        {"enable_hr": True, "width": 32, "height": 32, "denoising_strength": 0.7},
+        {"img2img_extra_noise": 0.1},
+    )
+    yield Case("quantized", {"sampler_name": "Heun"}, {"enable_quantization": True})
+
+
 def _hires() -> Iterator[Case]:
     given: dict[str, object] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent"}
     small: dict[str, object] = {"width": 32, "height": 32, "denoising_strength": 0.7}
@@ -191,4 +210,4 @@ def _settings() -> Iterator[Case]:
         yield Case(f"UniPC {name}", {"sampler_name": "UniPC"}, dict(settings))
 
 
-CASES = (*_samplers(), *_img2img(), *_hires(), *_noise(), *_settings())
+CASES = (*_samplers(), *_img2img(), *_img2img_settings(), *_hires(), *_noise(), *_settings())
