@@ -215,14 +215,14 @@ def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
         restore_faces=True,
         styles=["film"],
         colour="blue",
-        override_settings={"sd_vae": "other.pt", "img2img_fix_steps": True},
+        override_settings={"sd_vae": "other.pt", "ddim_discretize": "quad"},
         alwayson_scripts={"controlnet": {"args": [{"model": "canny"}]}, "wild": {"args": [1]}},
     )
     assert [warning.split()[0].rstrip(":") for warning in request.warnings] == [
         "restore_faces",
         "styles",
         "colour",
-        "override_settings.img2img_fix_steps",
+        "override_settings.ddim_discretize",
         "alwayson_scripts.controlnet",
         "alwayson_scripts.wild",
     ]

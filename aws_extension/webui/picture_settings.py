@@ -27,7 +27,6 @@ _OF_THE_ENGINE = (
 _IDLE: dict[str, tuple[Any, ...]] = {
     "CLIP_stop_at_last_layers": (None, 0, 1),
     "sd_vae": (None, "", "None", "Automatic"),
-    "randn_source": (None, "GPU", "CPU"),
 }
 # Pictures between two passes never come here; those of masks are made of them.
 _NEEDS_MASK = ("return_mask", "save_mask", "return_mask_composite", "save_mask_composite")
