@@ -16,7 +16,8 @@ from middleware_api.contract import MIB
 RANGE_BYTES = 16 * MIB
 RANGES_AT_A_TIME = 8
 ATTEMPTS = 5
-_PIECE = MIB
+# Small enough to be in a core's cache when it is written; `readinto` took twice the time.
+_PIECE = MIB // 4
 _LOOK_SECONDS = 0.2
 
 
@@ -63,17 +64,16 @@ class RangedDownload:
         """One range; goes on where it breaks off. Answers its length."""
         end = min(start + RANGE_BYTES, self._size)
         at = start
-        buffer = memoryview(bytearray(_PIECE))
         for attempt in range(ATTEMPTS):
             if self._stop.is_set():
                 break
             answer = self._s3.get_object(**self._wanted, Range=f"bytes={at}-{end - 1}")
             try:
-                while at < end and (count := answer["Body"].readinto(buffer[: end - at])):
+                while at < end and (piece := answer["Body"].read(min(_PIECE, end - at))):
                     if self._stop.is_set():
                         break
-                    os.pwrite(file.number, buffer[:count], at)
-                    at += count
+                    os.pwrite(file.number, piece, at)
+                    at += len(piece)
             except BotoCoreError:
                 if attempt + 1 == ATTEMPTS:
                     raise
