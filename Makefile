@@ -67,7 +67,8 @@ undeploy: .venv-deploy/ready
 
 DEPLOYMENT = $(if $(NAME),--name $(NAME)) $(if $(REGION),--region $(REGION))
 
-# The template linted, deployed into an emulator and called there; not part of `make test`.
+# The template linted, deployed into an emulator and called there; not part of `make test`. Needs
+# Python 3.12, on which the functions run: if python3.12 is not found, DEPLOY_PYTHON=<its path>.
 check-deploy: .venv/ready .venv-deploy/ready .venv-emulator/ready
 	.venv-emulator/bin/cfn-lint middleware_api/deploy/template.yaml
 	.venv-emulator/bin/hadolint middleware_api/container/Dockerfile

@@ -30,7 +30,13 @@ LAMBDA_GROUPS = ("api", "aws")
 _NOT_IN_LAMBDA = frozenset({"container", "demo", "deploy", "embedded"})
 
 # What the inference image is built from; everything else may change without a new image.
-IMAGE_SOURCES = ("pyproject.toml", "middleware_api/__init__.py", "middleware_api/contract.py")
+IMAGE_SOURCES = (
+    "pyproject.toml",
+    "middleware_api/__init__.py",
+    "middleware_api/contract.py",
+    "middleware_api/tensor_header.py",
+    "middleware_api/weights_name.py",
+)
 IMAGE_FOLDERS = ("middleware_api/container",)
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can tell
