@@ -261,8 +261,6 @@ ON_BEHALF_PATTERN = r"^[A-Za-z0-9._@-]{1,64}$"
 CURSOR_HEADER = "X-Next-Cursor"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 REQUEST_ID_HEADER = "X-Request-Id"
-# The user of a shared host for whom a token acts: that user's jobs alone are seen.
-ON_BEHALF_HEADER = "X-On-Behalf-Of"
 
 
 class UploadPartUrl(TypedDict):
