@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import struct
+from pathlib import Path
 
 import pytest
 import requests
 
+from aws_extension.quantities import size
 from tests.extension.conftest import RealServer, write_random_weights
 from tests.extension.real_webui.conftest import RealWebui
-from tests.weights import HEADER_BYTES, safetensors
 
+# The demo's text encoder is so wide; what is added to it here is as good as nothing.
+WIDTH = 64
+LAYER = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+LORA = {f"{LAYER}.lora_down.weight": [32, WIDTH], f"{LAYER}.lora_up.weight": [WIDTH, 32]}
+EMBEDDING = {"emb_params": [60, WIDTH]}
 PROMPT = "a red circle <lora:fine:0.8>, Soft-Hands"
 
 
@@ -18,15 +27,24 @@ PROMPT = "a red circle <lora:fine:0.8>, Soft-Hands"
 def files(webui: RealWebui) -> None:
     """A checkpoint that the WebUI has listed, and what it has not yet looked at."""
     write_random_weights(webui.data / "models" / "Stable-diffusion" / "mine.safetensors")
-    for name in (
-        "embeddings/soft-hands.safetensors",
-        "embeddings/unused.safetensors",
-        "models/Lora/fine.safetensors",
-    ):
-        path = webui.data / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(safetensors(os.urandom(20_000 - HEADER_BYTES)))
+    write_tensors(webui.data / "embeddings" / "soft-hands.safetensors", EMBEDDING)
+    write_tensors(webui.data / "embeddings" / "unused.safetensors", EMBEDDING)
+    write_tensors(webui.data / "models" / "Lora" / "fine.safetensors", LORA)
     requests.post(f"{webui.url}/sdapi/v1/refresh-checkpoints", timeout=60).raise_for_status()
+
+
+def write_tensors(path: Path, shapes: dict[str, list[int]]) -> None:
+    """Small halves, other ones in each file."""
+    header, at, content = {}, 0, b""
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [at, at + 2 * count]}
+        # Below 2**-14 whatever the other bits are.
+        content += bytes(byte for low in os.urandom(count) for byte in (low, 0))
+        at += 2 * count
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
 
 
 def ask(webui: RealWebui, *args: object) -> requests.Response:
@@ -44,8 +62,14 @@ def test_what_is_only_here_is_listed_then_sent_and_nothing_else(
     refused = ask(webui, "mine.safetensors")
     assert refused.status_code == 500
     assert refused.json()["error"] == "ModelsNotInCloud"
-    for listed in ("mine.safetensors (checkpoint, ", "fine.safetensors (LoRA, 20 kB)",
-                   "soft-hands.safetensors (embedding, 20 kB)", "Nothing was sent."):  # fmt: skip
+    lora = size((webui.data / "models" / "Lora" / "fine.safetensors").stat().st_size)
+    words = size((webui.data / "embeddings" / "soft-hands.safetensors").stat().st_size)
+    for listed in (
+        "mine.safetensors (checkpoint, ",
+        f"fine.safetensors (LoRA, {lora})",
+        f"soft-hands.safetensors (embedding, {words})",
+        "Nothing was sent.",
+    ):
         assert listed in refused.json()["errors"]
     assert there() == before
     made = ask(webui, "mine.safetensors", "Automatic", True)
