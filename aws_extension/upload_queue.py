@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -171,8 +172,10 @@ class UploadQueue:
             for one in self._uploads.values()
         ]
         self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._file.with_suffix(".new")
-        draft.write_text(json.dumps(kept))
+        # A draft of its own: a host that is still ending may write beside the next one.
+        descriptor, draft = tempfile.mkstemp(suffix=".new", dir=self._folder)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(kept, file)
         os.replace(draft, self._file)
 
     def _start(self) -> None:

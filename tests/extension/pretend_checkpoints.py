@@ -44,11 +44,13 @@ class PretendCheckpoints:
 
     base: str
     all: list[PretendCheckpoint] = field(default_factory=list)
+    made: int = 0
     refuse_parts_with: int = 0
 
     def add(self, kind: str, name: str, sha256: str = "") -> PretendCheckpoint:
         """One that is there already."""
-        made = PretendCheckpoint(f"c{len(self.all) + 1}", kind, name, sha256, size=21_000_000)
+        self.made += 1  # not what is there: some may have been deleted
+        made = PretendCheckpoint(f"c{self.made}", kind, name, sha256, size=21_000_000)
         self.all.append(made)
         return made
 
