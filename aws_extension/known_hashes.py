@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from pathlib import Path
 
+from aws_extension.whole_file import write_whole
 from middleware_api.contract import MIB
 
 READ_BYTES = 2 * MIB
@@ -33,10 +33,7 @@ class KnownHashes:
             kept = self._read()
             kept[str(path.resolve())] = [stamp, sha256]
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                draft = self._path.with_suffix(".new")
-                draft.write_text(json.dumps(kept))
-                os.replace(draft, self._path)
+                write_whole(self._path, json.dumps(kept))
 
     def _read(self) -> dict[str, list[object]]:
         if self._kept is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from aws_extension.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ class Notes:
         """Keep it, whole or not at all."""
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps({"checkpoint_id": note.checkpoint_id, "sha256": note.sha256}))
-        os.replace(draft, self._path)
+        write_whole(
+            self._path, json.dumps({"checkpoint_id": note.checkpoint_id, "sha256": note.sha256})
+        )
 
     def forget(self) -> None:
         """The upload is over."""

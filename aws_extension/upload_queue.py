@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +23,7 @@ from aws_extension.known_hashes import KnownHashes
 from aws_extension.pace import Pace
 from aws_extension.upload_progress import UploadProgress
 from aws_extension.uploader import give_up, upload_checkpoint
+from aws_extension.whole_file import write_whole
 from middleware_api.contract import MIB, CheckpointType
 
 # Small files wait for answers, not for the line: several at once. A large one has it to itself.
@@ -171,12 +170,7 @@ class UploadQueue:
             }
             for one in self._uploads.values()
         ]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # A draft of its own: a host that is still ending may write beside the next one.
-        descriptor, draft = tempfile.mkstemp(suffix=".new", dir=self._folder)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(kept, file)
-        os.replace(draft, self._file)
+        write_whole(self._file, json.dumps(kept))
 
     def _start(self) -> None:
         with self._lock:
