@@ -7,13 +7,13 @@ such a part; never in the WebUI's own settings, which it serves to every browser
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from aws_extension.errors import CloudError, NotConfigured
+from aws_extension.whole_file import write_whole
 
 EMBEDDED_URL = "http://127.0.0.1:8210"
 EMBEDDED_TOKEN_PATH = Path("var/api_token")
@@ -85,12 +85,7 @@ class SettingsStore:
         if not token.isascii() or not token.isprintable() or " " in token:
             raise CloudError("The token has characters that no token has. Paste it again.")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"api_url": url, "token": token}, file)
-        os.replace(draft, self.path)
+        write_whole(self.path, json.dumps({"api_url": url, "token": token}))
 
     def _read_file(self) -> Connection | None:
         try:

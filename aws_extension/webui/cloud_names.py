@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Sequence
 
-from aws_extension.client import CloudClient
-from middleware_api.contract import CheckpointState, CheckpointType
+from aws_extension.answers import Checkpoint
+from aws_extension.model_needs import parse_name
+from middleware_api.contract import CheckpointType
 from middleware_api.weights_name import WeightsName
 
 
@@ -24,12 +25,18 @@ class CloudCheckpointInfo(WeightsName):
         return self.short_hash
 
 
-def find_cloud_checkpoint(client: CloudClient, wanted: str) -> CloudCheckpointInfo | None:
-    """The Active checkpoint that a title, a name or a hash means, or else one that has it in its
-    name, as the WebUI matches them."""
-    found = client.list_checkpoints([CheckpointState.ACTIVE], [CheckpointType.STABLE_DIFFUSION])
-    known = [CloudCheckpointInfo(*file) for checkpoint in found for file in checkpoint.files]
-    plain = os.path.basename(re.sub(r"\s*\[[0-9a-f]+\]$", "", wanted))
+def find_cloud_checkpoint(
+    checkpoints: Sequence[Checkpoint], wanted: str
+) -> CloudCheckpointInfo | None:
+    """The one of Active `checkpoints` that a title, a name or a hash means, or else one that has
+    it in its name, as the WebUI matches them."""
+    known = [
+        CloudCheckpointInfo(*file)
+        for checkpoint in checkpoints
+        if checkpoint.type == CheckpointType.STABLE_DIFFUSION.value
+        for file in checkpoint.files
+    ]
+    plain = os.path.basename(parse_name(wanted)[0])
     for info in known:
         if plain and plain in (info.name, info.stem, info.sha256, info.short_hash):
             return info

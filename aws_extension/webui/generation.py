@@ -28,6 +28,7 @@ from aws_extension.infotext import parameters_of
 from aws_extension.lazy_picture import LazyPicture
 from aws_extension.webui.host_options import overridden_options
 from aws_extension.webui.saving import add_to_infotext, correct_colours, infotext_of, save_picture
+from middleware_api.contract import CheckpointState
 
 # How soon Interrupt is heard, and how often the bar moves.
 TICK_SECONDS = 0.1
@@ -90,7 +91,7 @@ class Generation:
         self.client = client
         self.state_folder = state_folder
         self.failure: CloudError | None = None
-        # What an earlier cell of the same script found in the cloud.
+        # What a script's check or an earlier cell of it found in the cloud.
         self.known_checkpoints: Sequence[Checkpoint] = ()
         self._collected = collected
         self._made = 0
@@ -139,6 +140,12 @@ class Generation:
         state = shared.state
         failed = self.failure is not None and not self._gaps_allowed
         return bool(state.interrupted or state.stopping_generation or failed)
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """The cloud's Active ones, asked for once."""
+        if not self.known_checkpoints:
+            self.known_checkpoints = self.client.list_checkpoints([CheckpointState.ACTIVE])
+        return self.known_checkpoints
 
     def settle_all(self) -> None:
         """Wait for everything that was ordered; save what comes."""

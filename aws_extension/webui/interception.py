@@ -229,7 +229,7 @@ def route_checkpoint_match(search_string: Any) -> Any:
     interceptor = _installed[0]
     found = interceptor.checkpoint_match.original(search_string)
     if found is None and interceptor.generation is not None and search_string:
-        found = find_cloud_checkpoint(interceptor.generation.client, str(search_string))
+        found = find_cloud_checkpoint(interceptor.generation.checkpoints(), str(search_string))
     return found
 
 
