@@ -248,6 +248,9 @@ STABLE_DIFFUSION_MAX = 3
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 
+# Points of a training's loss curve.
+TRAIN_LOSSES_MAX = 500
+
 MIB = 1024 * 1024
 PART_MIN_BYTES = 5 * MIB
 PARTS_MAX = 10_000
@@ -410,6 +413,60 @@ class TrainOrder(TypedDict):
     params: dict[str, object]
 
 
+class TrainSample(TypedDict):
+    """A sample picture that a training has made: after so many steps, under that object key."""
+
+    step: int
+    key: str
+    prompt: str
+
+
+class TrainSavedState(TypedDict):
+    """What a training can go on from after a kill: after so many steps, under that object key."""
+
+    step: int
+    key: str
+
+
+class TrainProgress(TypedDict):
+    """Contents of `train_progress_key`: written by the program about once a second.
+
+    `phase` is a word or two for people ("fetching pictures", "making class pictures",
+    "preparing", "training", "sampling", "saving"), `fraction` is 0..1 over the whole job, `steps`
+    is 0 until it is known. `loss` is a running mean and, with `learning_rate` and `seconds_left`,
+    None until there is one. `losses` are `(step, loss)`, thinned to `TRAIN_LOSSES_MAX`. `warnings`
+    name what of the request is not done, or otherwise; `updated_at` is in epoch seconds.
+    """
+
+    phase: str
+    fraction: float
+    step: int
+    steps: int
+    loss: float | None
+    learning_rate: float | None
+    seconds_left: float | None
+    losses: list[tuple[int, float]]
+    samples: list[TrainSample]
+    checkpoints: list[TrainSavedState]
+    warnings: list[str]
+    updated_at: float
+
+
+class TrainOutcome(TypedDict):
+    """Contents of `train_outcome_key`: the last thing that a training program writes.
+
+    `state` is a final `TrainState`'s value; the creation of a model ends Complete or Fail.
+    `error` is one sentence, and empty unless the state is Fail. `weights` are the finished files,
+    each with the type of checkpoint that it is (a LoRA's is not the job's); there are some for
+    Stopped too, if a step was done, and none for a model. `warnings` are as in `TrainProgress`.
+    """
+
+    state: str
+    error: str
+    weights: list[ContainerCheckpoint]
+    warnings: list[str]
+
+
 # Object keys. One place, so that the API, the container and the AWS roles agree.
 
 
@@ -464,12 +521,65 @@ def order_key(input_prefix: str) -> str:
     return f"{input_prefix}order.json"
 
 
+def working_model_key(output_prefix: str) -> str:
+    """Object key of the weights that training starts from, under a model's `output/`."""
+    return f"{output_prefix}model{SAFETENSORS}"
+
+
+def train_progress_key(output_prefix: str) -> str:
+    """Object key of the `TrainProgress` under an `output/`, a model's or a training's."""
+    return f"{output_prefix}progress.json"
+
+
+def train_outcome_key(output_prefix: str) -> str:
+    """Object key of the `TrainOutcome` under an `output/`, a model's or a training's."""
+    return f"{output_prefix}outcome.json"
+
+
+def trained_weights_key(output_prefix: str, stem: str) -> str:
+    """Object key of finished weights; nothing else with this ending lies so high."""
+    return f"{output_prefix}{stem}{SAFETENSORS}"
+
+
+def train_sample_key(output_prefix: str, step: int, index: int) -> str:
+    """Object key of the `index`-th sample picture after so many steps."""
+    return f"{output_prefix}samples/{step:07d}-{index}.png"
+
+
+def class_picture_prefix(output_prefix: str) -> str:
+    """Prefix of the class pictures that a training has made, for itself to find when resumed."""
+    return f"{output_prefix}classes/"
+
+
+def train_state_prefix(output_prefix: str) -> str:
+    """Prefix of the states that a training can go on from."""
+    return f"{output_prefix}checkpoints/"
+
+
 def dataset_prefix(dataset_name: str) -> str:
     """Prefix of a data set's files."""
     return f"dataset/{dataset_name}/"
 
 
 UPLOADS_PREFIX = "uploads/"
+
+
+# The training program (`python -m middleware_api.container.train`) is told by its environment where
+# the objects are (as a worker is: SDAWS_BUCKET or SDAWS_OBJECTS), and by SageMaker's own folders
+# what to do: it reads TRAIN_ORDER_FILE, and writes a failure's reason to TRAIN_FAILURE_FILE; both
+# under TRAIN_ROOT, or under the folder that TRAIN_ROOT_VARIABLE names. SIGTERM stops it: it
+# finishes its step, keeps what it has, and exits with 0.
+TRAIN_ROOT = "/opt/ml"
+TRAIN_ROOT_VARIABLE = "SDAWS_TRAIN_ROOT"
+TRAIN_OUTPUT_VARIABLE = "SDAWS_OUTPUT_PREFIX"
+TRAIN_ORDER_FILE = "input/data/order/order.json"
+TRAIN_FAILURE_FILE = "output/failure"
+# What it prints for every step that it tells of, and what SageMaker reads in it.
+TRAIN_METRICS = {
+    "progress": r"progress=([0-9.]+)",
+    "loss": r"loss=([0-9.eE+-]+)",
+    "learning_rate": r"learning_rate=([0-9.eE+-]+)",
+}
 
 
 def params_key(task: TaskType, job_id: str) -> str:

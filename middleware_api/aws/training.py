@@ -9,15 +9,13 @@ from botocore.exceptions import ClientError
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.faults import create_once, ignoring_unknown, is_unknown, refusals
 from middleware_api.aws.settings import AwsSettings
-from middleware_api.contract import TrainState
+from middleware_api.contract import TRAIN_METRICS, TRAIN_OUTPUT_VARIABLE, TrainState
 from middleware_api.ports import TrainingStatus
 from middleware_api.records import Model, TrainJob
 
 _DEFAULT_INSTANCE = "ml.g5.2xlarge"
 _DISK_GIB = 100
 _MAX_SECONDS = 24 * 3600
-# What the program prints, and SageMaker reads: `progress=0.25 loss=0.1`.
-_METRICS = {"progress": r"progress=([0-9.]+)", "loss": r"loss=([0-9.eE+-]+)"}
 
 _STATES = {
     "InProgress": TrainState.TRAINING,
@@ -51,7 +49,7 @@ class SageMakerTrainingJobs:
                     "TrainingImage": self._settings.training_image,
                     "TrainingInputMode": "File",
                     "MetricDefinitions": [
-                        {"Name": metric, "Regex": regex} for metric, regex in _METRICS.items()
+                        {"Name": metric, "Regex": regex} for metric, regex in TRAIN_METRICS.items()
                     ],
                 },
                 InputDataConfig=[
@@ -75,7 +73,7 @@ class SageMakerTrainingJobs:
                 StoppingCondition={"MaxRuntimeInSeconds": _MAX_SECONDS},
                 Environment={
                     "SDAWS_BUCKET": self._settings.bucket,
-                    "SDAWS_OUTPUT_PREFIX": output_prefix,
+                    TRAIN_OUTPUT_VARIABLE: output_prefix,
                 },
             )
         return name
