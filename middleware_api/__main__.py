@@ -51,12 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(settings: Settings) -> None:
-    """Serve until a signal. Raises SettingsError when the port is taken."""
+def run(settings: Settings, **programs: str) -> None:
+    """Serve until a signal; `programs` as `embedded` takes them. Raises SettingsError when the
+    port is taken."""
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    middleware = embedded(settings, base_url)
+    middleware = embedded(settings, base_url, **programs)
     app = embedded_app(middleware, stopping=lambda: server.should_exit)
     print(f"listening on {base_url}", flush=True)
     if settings.token_path is not None:

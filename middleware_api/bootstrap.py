@@ -69,7 +69,7 @@ def make_services(
         training_jobs,
         model_service,
         dataset_service,
-        checkpoint_service,
+        admission_service,
         access_service,
         clock,
         new_id,

@@ -223,14 +223,13 @@ class TrainingStatus:
     """What the compute side says of a training machine's job now.
 
     `state` is Training, also while its machine is still coming or going, or one of the three
-    ends; `error` is the compute side's own reason, never empty for `Fail`. `progress` (0..1) and
-    `loss` are the program's latest words, where they are known.
+    ends; `error` is the compute side's own reason, never empty for `Fail`. `phase` is a word or
+    two for people on what it waits for while its program does not run.
     """
 
     state: TrainState
     error: str = ""
-    progress: float = 0.0
-    loss: float | None = None
+    phase: str = ""
 
 
 class TrainingJobs(Protocol):
@@ -243,20 +242,14 @@ class TrainingJobs(Protocol):
     that was stopped by that bound is `Fail`, not `Stopped`.
     """
 
-    def require(self) -> None:
-        """Raises NotAvailable where jobs of these kinds cannot run at all.
-
-        Asked before anything changes, so that a caller loses nothing.
-        """
-
     def start(self, job: TrainJob | Model, input_prefix: str, output_prefix: str) -> str:
         """Begin to run it; returns the compute side's name for it, for people to find it by.
 
         The object at `contract.order_key(input_prefix)` tells the program what to do; what it
         makes goes under `output_prefix`. The same job a second time changes nothing and returns
         the same name, whether it runs or has ended. `TrainingChanged` tells the end. Raises
-        Conflict (no quota, no such instance type) or NotAvailable when the compute side refuses;
-        nothing runs then.
+        Conflict (no quota, no such instance type) when the compute side refuses; nothing runs
+        then.
         """
 
     def stop(self, job: TrainJob | Model) -> None:

@@ -229,7 +229,9 @@ class TrainJob(Record):
 
     `datasets` are the names of those that `params` speak of; `instance_type` is empty where the
     caller left the choice. `compute_name` is the compute side's word for the job, empty until it
-    has confirmed the start; `progress` is 0..1; `checkpoint_id` is the checkpoint that came of it.
+    has confirmed the start. `progress` (0..1), `loss` and `steps` are the program's latest words
+    that were noted, `step_seconds` what one step took then; `checkpoint_id` is the checkpoint that
+    came of it.
     """
 
     KIND: ClassVar[str] = "train"
@@ -244,7 +246,10 @@ class TrainJob(Record):
     compute_name: str = ""
     progress: float = 0.0
     loss: float | None = None
+    steps: int = 0
+    step_seconds: float | None = None
     checkpoint_id: str = ""
+    started_at: float | None = None
     completed_at: float | None = None
     error: str = ""
 

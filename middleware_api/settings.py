@@ -16,6 +16,8 @@ TOKEN_MIN_LENGTH = 20
 IMPORT_MAX_BYTES = 32 * 1024**3
 # Each takes its libraries' memory (0.4 GB) before any weights.
 MAX_WORKERS = 12
+# The bound of SageMaker's training jobs too.
+TRAIN_SECONDS = 24 * 3600
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -30,7 +32,8 @@ class Settings:
     `token_path` is where the token was read from or written to; None when it came from the
     environment. `port` 0 picks a free one. All endpoints together have at most `max_workers`
     instances. Checkpoints may be imported from public hosts and from
-    `import_hosts`, wherever those are, in files of up to `import_max_bytes`.
+    `import_hosts`, wherever those are, in files of up to `import_max_bytes`. `max_trainings`
+    training jobs run at once, each for `train_seconds` at most.
     """
 
     host: str
@@ -42,6 +45,8 @@ class Settings:
     max_workers: int = MAX_WORKERS
     import_hosts: frozenset[str] = frozenset()
     import_max_bytes: int = IMPORT_MAX_BYTES
+    train_seconds: float = TRAIN_SECONDS
+    max_trainings: int = 1
 
     @property
     def signing_key_path(self) -> Path:
@@ -94,6 +99,12 @@ def read_settings(environment: Mapping[str, str], **options: str | None) -> Sett
             1,
             FILE_MAX_BYTES,
         ),
+        train_seconds=float(
+            _number(
+                "SDAWS_TRAIN_SECONDS", value("train_seconds", str(TRAIN_SECONDS)), 1, 30 * 86400
+            )
+        ),
+        max_trainings=_number("SDAWS_MAX_TRAININGS", value("max_trainings", "1"), 1, 100),
     )
 
 

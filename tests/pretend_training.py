@@ -17,16 +17,11 @@ class PretendTrainingJobs:
     `started` counts the machines that were really begun: the same job again begins none.
     """
 
-    absent: ServiceError | None = None
     refusal: ServiceError | None = None
     known: dict[str, TrainingStatus] = field(default_factory=dict)
     prefixes: dict[str, tuple[str, str]] = field(default_factory=dict)
     started: int = 0
     stopped: list[str] = field(default_factory=list)
-
-    def require(self) -> None:
-        if self.absent is not None:
-            raise self.absent
 
     def start(self, job: TrainJob | Model, input_prefix: str, output_prefix: str) -> str:
         if self.refusal is not None:

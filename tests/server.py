@@ -19,10 +19,13 @@ REPOSITORY = Path(__file__).parents[1]
 class Server:
     """`python -m middleware_api serve` on a free port; `client` carries its token."""
 
+    # What serves, and what it is told on its command line.
+    PROGRAM: tuple[str, ...] = ("middleware_api", "serve", "--port=0")
+
     def __init__(self, data_dir: Path, **environment: str) -> None:
         self.data_dir = data_dir
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "middleware_api", "serve", "--port=0"],
+            [sys.executable, "-m", *self.PROGRAM],
             cwd=REPOSITORY,
             env={**os.environ, "SDAWS_DATA_DIR": str(data_dir), **environment},
             stdout=subprocess.PIPE,

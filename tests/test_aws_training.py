@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,10 +73,23 @@ def test_a_job_reads_its_order_and_writes_below_its_prefix(sagemaker: Rig) -> No
                 "VolumeSizeInGB": 100,
             },
             "StoppingCondition": {"MaxRuntimeInSeconds": 86400},
+            "EnableManagedSpotTraining": False,
             "Environment": {"SDAWS_BUCKET": BUCKET, "SDAWS_OUTPUT_PREFIX": "output/"},
         },
     )
     assert jobs.start(JOB, "in/", "output/") == NAME
+
+
+def test_a_machine_that_may_be_taken_away_is_waited_for() -> None:
+    with aws() as account:
+        spot = replace(SETTINGS, spot_training="yes")
+        SageMakerTrainingJobs(Clients(account.session), spot).start(JOB, "in/", "output/")
+        ((_, asked),) = account.calls
+    assert asked["EnableManagedSpotTraining"]
+    assert asked["StoppingCondition"] == {
+        "MaxRuntimeInSeconds": 86400,
+        "MaxWaitTimeInSeconds": 172800,
+    }
 
 
 def test_the_same_job_a_second_time_changes_nothing(sagemaker: Rig) -> None:
@@ -129,14 +143,18 @@ def test_an_unknown_job_has_no_status(sagemaker: Rig) -> None:
             TrainingStatus(TrainState.FAILED, "It ran longer than 24 hours and was stopped."),
         ),
         (
-            {
-                "TrainingJobStatus": "InProgress",
-                "FinalMetricDataList": [
-                    {"MetricName": "progress", "Value": 0.5},
-                    {"MetricName": "loss", "Value": 0.1},
-                ],
-            },
-            TrainingStatus(TrainState.TRAINING, progress=0.5, loss=0.1),
+            {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Downloading"},
+            TrainingStatus(TrainState.TRAINING, phase="waiting for a machine"),
+        ),
+        (
+            {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Interrupted"},
+            TrainingStatus(
+                TrainState.TRAINING, phase="its machine was taken away, waiting for another"
+            ),
+        ),
+        (
+            {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"},
+            TrainingStatus(TrainState.TRAINING),
         ),
     ],
 )

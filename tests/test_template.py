@@ -23,6 +23,8 @@ from middleware_api.contract import (
     checkpoint_key,
     conversion_id,
     merged_checkpoint_id,
+    model_output_prefix,
+    train_prefix,
 )
 from middleware_api.deploy import package
 from middleware_api.deploy.routes import routes, with_routes
@@ -66,6 +68,11 @@ LAMBDAS_OWN = {
 # Where merged and converted checkpoints lie; nothing that users upload does.
 MERGED = checkpoint_key(CheckpointType.STABLE_DIFFUSION, merged_checkpoint_id("*"), "*")
 CONVERTED = checkpoint_key(CheckpointType.LORA, conversion_id("*"), "*").replace("Lora", "*")
+# What training and the making of models write.
+TRAINED = (
+    f"{model_output_prefix(CheckpointType.LORA, '*', '*')}*".replace("Lora", "*"),
+    f"{train_prefix(CheckpointType.LORA, '*', '*')}output/*".replace("Lora", "*"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +159,7 @@ def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template
         for resource in as_list(statement["Resource"])
     ]
     assert writable == [
+        *(f"${{Bucket.Arn}}/{key}" for key in TRAINED),
         "${Bucket.Arn}/out/*",
         "${Bucket.Arn}/sagemaker_output/*",
         f"${{Bucket.Arn}}/{MERGED}",
@@ -160,13 +168,14 @@ def test_the_container_makes_no_resources_and_writes_only_what_it_makes(template
 
 
 def test_the_container_gives_up_no_upload_but_its_own(template: Json) -> None:
-    (statement,) = (
-        s
-        for s in statements_of(template, "EndpointRole")
-        if "s3:AbortMultipartUpload" in as_list(s["Action"])
-    )
-    assert statement["Resource"] == [
-        {"Fn::Sub": f"${{Bucket.Arn}}/{key}"} for key in (MERGED, CONVERTED)
+    abortable = [
+        resource
+        for statement in statements_of(template, "EndpointRole")
+        if "s3:AbortMultipartUpload" in as_list(statement["Action"])
+        for resource in statement["Resource"]
+    ]
+    assert abortable == [
+        {"Fn::Sub": f"${{Bucket.Arn}}/{key}"} for key in (*TRAINED, MERGED, CONVERTED)
     ]
 
 

@@ -19,13 +19,14 @@ from middleware_api.contract import (
     ModelState,
     PartTag,
     Scope,
+    TrainOutcome,
+    TrainProgress,
     TrainState,
 )
 from middleware_api.errors import (
     Conflict,
     ContentDiffers,
     InvalidRequest,
-    NotAvailable,
     NotFound,
     QuotaExceeded,
 )
@@ -36,7 +37,10 @@ from middleware_api.services.events import reconcile
 from middleware_api.services.models import NewModel
 from middleware_api.services.orders import RECONCILE_SECONDS
 from middleware_api.services.training import START_DEADLINE_SECONDS, NewTrainJob
+from middleware_api.services.training_output import output_prefix
 from middleware_api.services.uploads import UPLOAD_DEADLINE_SECONDS, NewFile
+from tests.weights import safetensors
+from tests.world import WEIGHTS
 from tests.world import World as InferenceWorld
 
 ME = Principal("me", frozenset({Scope.TRAIN, Scope.MODELS}))
@@ -98,11 +102,33 @@ class World(InferenceWorld):
         """What the compute side says of it, told as an event."""
         self.events.training_changed(TrainingChanged(job.id, state, error))
 
-    def write_weights(self, job: TrainJob, name: str = "dog.safetensors") -> str:
+    def write_weights(
+        self, job: TrainJob, name: str = "dog.safetensors", content: bytes = WEIGHTS
+    ) -> str:
         """What the training program leaves."""
         key = f"{contract.train_prefix(job.type, job.model_name, job.id)}output/{name}"
-        self.objects.write(key, b"trained")
+        self.objects.write(key, content)
         return key
+
+    def write_words(self, job: TrainJob, **words: Any) -> None:
+        """What the training program tells of itself."""
+        progress = TrainProgress(
+            phase="training", fraction=0.5, step=5, steps=10, loss=0.1, learning_rate=1e-4,
+            seconds_left=20.0, losses=[(5, 0.1)], samples=[], checkpoints=[], warnings=[],
+            updated_at=self.now,
+        )  # fmt: skip
+        key = contract.train_progress_key(output_prefix(job))
+        self.objects.write(key, json.dumps({**progress, **words}).encode())
+
+    def write_outcome(self, job: TrainJob, kind: CheckpointType, *keys: str) -> None:
+        """What the training program says at its end."""
+        files = [
+            {"type": kind.value, "name": "x", "key": key, "size": 1, "sha256": "ab" * 32}
+            for key in keys
+        ]
+        outcome = TrainOutcome(state="Complete", error="", weights=files, warnings=[])  # type: ignore[typeddict-item]
+        key = contract.train_outcome_key(output_prefix(job))
+        self.objects.write(key, json.dumps(outcome).encode())
 
     def model(self, model: Model) -> Model:
         """The model as it is now."""
@@ -176,11 +202,7 @@ def test_where_nothing_can_be_made_nothing_is_lost(world: World) -> None:
     service = world.services.models
     model = world.new_model()
     tags = world.tags(model)
-    world.training.absent = NotAvailable("no program yet")
-    with pytest.raises(NotAvailable):
-        service.make(model, tags)
-    assert world.model(model) == model, "its parts are still parts"
-    world.training.absent, world.training.refusal = None, Conflict("your quota is 0")
+    world.training.refusal = Conflict("your quota is 0")
     with pytest.raises(Conflict, match="quota"):
         service.make(model, tags)
     assert world.model(model).state is ModelState.INITIAL
@@ -282,9 +304,11 @@ def test_a_training_job_becomes_a_checkpoint(world: World) -> None:
         "datasets": {"dogs": "dataset/dogs/"},
         "params": {"epochs": 1},
     }
-    world.training.known[job.id] = TrainingStatus(TrainState.TRAINING, progress=0.5, loss=0.1)
+    world.write_words(job)
+    assert world.services.training.latest(training).progress == 0.5
     world.pass_time(RECONCILE_SECONDS + 1)
-    assert (world.train_job(job).progress, world.train_job(job).loss) == (0.5, 0.1)
+    noted = world.train_job(job)
+    assert (noted.progress, noted.loss, noted.steps, noted.step_seconds) == (0.5, 0.1, 10, 4.0)
     key = world.write_weights(job)
     world.write_weights(job, "samples/not-weights.safetensors")
     for _ in range(2):
@@ -293,7 +317,7 @@ def test_a_training_job_becomes_a_checkpoint(world: World) -> None:
     assert (done.state, done.progress, done.error) == (TrainState.COMPLETE, 1.0, "")
     assert done.completed_at == world.now
     used = world.services.checkpoints.resolve(KIND, "dog.safetensors")
-    assert (used.key, used.size) == (key, 7)
+    assert (used.key, used.size) == (key, len(WEIGHTS))
     checkpoint = world.services.checkpoints.get(done.checkpoint_id)
     assert (checkpoint.owner, checkpoint.state) == ("me", CheckpointState.ACTIVE)
     assert [file.name for file in checkpoint.files] == ["dog.safetensors"]
@@ -301,7 +325,7 @@ def test_a_training_job_becomes_a_checkpoint(world: World) -> None:
     world.tell(job, TrainState.STOPPED)
     assert world.train_job(job) == done
     world.services.training.delete(done)
-    assert world.objects.read(key) == b"trained", "the checkpoint stays"
+    assert world.objects.keys(output_prefix(job)) == [key], "the checkpoint stays"
     assert world.objects.size(contract.order_key(world.training.prefixes[job.id][0])) is None
 
 
@@ -318,7 +342,71 @@ def test_a_training_that_leaves_no_weights_has_failed(world: World) -> None:
     job = world.running_job()
     world.tell(job, TrainState.COMPLETE)
     assert world.train_job(job).state is TrainState.FAILED
-    assert "without a .safetensors file" in world.train_job(job).error
+    assert "ended without weights" in world.train_job(job).error
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [(TrainState.STOPPED, ""), (TrainState.FAILED, "CUDA out of memory")]
+)
+def test_what_was_learned_until_then_is_kept(world: World, state: TrainState, error: str) -> None:
+    job = world.running_job()
+    world.write_words(job)
+    key = world.write_weights(job, "dog.safetensors", safetensors(tensor="lora_unet_x.lora_up"))
+    world.objects.write(f"{contract.train_state_prefix(output_prefix(job))}5/state", b"much")
+    world.tell(job, state, error)
+    ended = world.train_job(job)
+    assert (ended.state, ended.error, ended.progress) == (state, error, 0.5)
+    checkpoint = world.services.checkpoints.get(ended.checkpoint_id)
+    assert (checkpoint.type, checkpoint.state) == (CheckpointType.LORA, CheckpointState.ACTIVE)
+    assert not [k for k in world.objects.keys(output_prefix(job)) if "state" in k]
+    assert world.services.training.look(ended).checkpoint == checkpoint
+    world.services.checkpoints.delete(checkpoint)
+    assert world.objects.size(key) is None
+    assert world.services.training.look(ended).checkpoint is None
+
+
+def test_the_program_says_what_its_weights_are(world: World) -> None:
+    job = world.running_job()
+    key = world.write_weights(job)
+    world.write_weights(job, "other.safetensors")
+    world.write_outcome(job, CheckpointType.LORA, key)
+    world.tell(job, TrainState.COMPLETE)
+    used = world.services.checkpoints.resolve(CheckpointType.LORA, "dog.safetensors")
+    assert (used.key, used.sha256) == (key, "ab" * 32)
+    assert len(world.services.checkpoints.get(job.id).files) == 1
+
+
+@pytest.mark.parametrize("content", [b"no weights", WEIGHTS[:-1]])
+def test_weights_that_are_none_fail_the_job(world: World, content: bytes) -> None:
+    job = world.running_job()
+    world.write_weights(job, content=content)
+    world.tell(job, TrainState.COMPLETE)
+    ended = world.train_job(job)
+    assert (ended.state, ended.checkpoint_id) == (TrainState.FAILED, "")
+    assert "'dog.safetensors' is no whole .safetensors file" in ended.error
+
+
+def test_weights_that_the_program_names_and_has_not_written_fail_the_job(world: World) -> None:
+    job = world.running_job()
+    world.write_outcome(job, KIND, f"{output_prefix(job)}ghost.safetensors")
+    world.tell(job, TrainState.COMPLETE)
+    assert world.train_job(job).state is TrainState.FAILED
+    assert "ghost" in world.train_job(job).error
+
+
+def test_a_job_from_near(world: World) -> None:
+    service = world.services.training
+    job = world.running_job()
+    world.training.known[job.id] = TrainingStatus(TrainState.TRAINING, phase="waiting")
+    seen = service.look(job)
+    assert (seen.phase, seen.progress, seen.samples) == ("waiting", None, [])
+    sample = {"step": 5, "key": f"{output_prefix(job)}samples/5.png", "prompt": "a dog"}
+    world.write_words(job, samples=[sample])
+    seen = service.look(job)
+    assert seen.phase == "training"
+    assert seen.job.progress == 0.5
+    ((shown, url),) = seen.samples
+    assert (shown["prompt"], "samples/5.png" in url) == ("a dog", True)
 
 
 def test_a_failed_training_keeps_the_compute_sides_reason(world: World) -> None:
@@ -476,16 +564,12 @@ def test_an_answer_that_comes_after_the_reconcilers_look_is_still_noted(world: W
 def test_a_refused_start_can_be_tried_again(world: World) -> None:
     service = world.services.training
     job = world.new_job(world.complete_model())
-    for refusal, absent in (
-        (Conflict("no ml.g5.2xlarge here"), None),
-        (None, NotAvailable("no program yet")),
-    ):
-        world.training.refusal, world.training.absent = refusal, absent
-        with pytest.raises((Conflict, NotAvailable)):
-            service.start(ME, world.train_job(job))
-        assert world.train_job(job).state is TrainState.INITIAL
-        assert world.train_job(job).check_at == job.check_at
-    world.training.absent = None
+    world.training.refusal = Conflict("no ml.g5.2xlarge here")
+    with pytest.raises(Conflict, match="no ml"):
+        service.start(ME, world.train_job(job))
+    assert world.train_job(job).state is TrainState.INITIAL
+    assert world.train_job(job).check_at == job.check_at
+    world.training.refusal = None
     assert service.start(ME, world.train_job(job)).state is TrainState.TRAINING
 
 
@@ -501,15 +585,12 @@ def test_training_starts_only_from_what_is_ready(world: World) -> None:
     model = world.creating_model()
     dataset = world.dataset(enabled=False)
     job = world.new_job(model, "dogs")
-    world.training.absent = NotAvailable("no program yet")
     with pytest.raises(Conflict, match=r"'dog'.*is Creating"):
         service.start(ME, job)
     world.tell(model, TrainState.COMPLETE)
     with pytest.raises(Conflict, match=r"'dogs' is Initialed"):
         service.start(ME, job)
     world.services.datasets.set_state(dataset, DatasetState.ENABLED)
-    with pytest.raises(NotAvailable):
-        service.start(ME, job)
     world.services.datasets.delete(world.services.datasets.find(ME, "dogs"))
     with pytest.raises(NotFound, match="dogs"):
         service.start(ME, job)

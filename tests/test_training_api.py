@@ -1,5 +1,5 @@
 """The routes of models and training jobs (rows 17-19 and 23-25): a whole life over a pretend
-compute side, and refusals on a real server that cannot train yet."""
+compute side, and refusals on a real server."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from middleware_api.services.events import EventHandlers
 from middleware_api.settings import Settings
 from tests.pretend_training import PretendTrainingJobs
 from tests.server import Server
+from tests.weights import safetensors
 from tests.world import NO_FETCHER
 
 KIND = "Stable-diffusion"
@@ -48,7 +49,7 @@ PARAMS = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that cannot train yet."""
+    """A server whose training program is never asked."""
     running = Server(tmp_path_factory.mktemp("training") / "var")
     yield running
     running.stop()
@@ -165,13 +166,23 @@ def test_the_routes_tell_a_trainings_whole_life(rehearsal: Rehearsal) -> None:
     input_prefix, output_prefix = rehearsal.training.prefixes[job["id"]]
     order = json.loads(rehearsal.objects.read(contract.order_key(input_prefix)))
     assert order["datasets"] == {"dogs": "dataset/dogs/"}
-    rehearsal.objects.write(f"{output_prefix}dog.safetensors", b"trained")
+    near = client.get("/train", params={"train_job_id": job["id"]}).json()["job"]
+    assert (near["params"], near["losses"], near["samples"]) == (PARAMS, [], [])
+    rehearsal.objects.write(f"{output_prefix}dog.safetensors", safetensors())
     events.training_changed(TrainingChanged(job["id"], TrainState.COMPLETE))
     (done,) = client.get("/trains", params={"types": KIND, "status": "Complete"}).json()[
         "trainJobs"
     ]
+    ran = done["completed"] - done["started"]
+    assert 0 <= ran < 60
     assert done == {
         "id": job["id"],
+        "started": done["started"],
+        "completed": done["completed"],
+        "instance_type": "ml.g5.2xlarge",
+        "steps": 0,
+        "step_seconds": None,
+        "estimated_cost": pytest.approx(1.515 * ran / 3600),
         "modelName": "dog",
         "status": "Complete",
         "trainType": "Stable-diffusion",
@@ -198,25 +209,6 @@ def test_a_stop_is_answered_with_the_jobs_true_state(rehearsal: Rehearsal) -> No
     assert (early.status_code, early.json()["code"]) == (409, "model_not_complete")
     stopped = client.put("/train", json={"train_job_id": job_id, "status": "Stopped"})
     assert stopped.json()["job"]["status"] == "Stopped"
-
-
-def test_a_server_that_cannot_train_says_so_and_keeps_what_was_sent(shared: Server) -> None:
-    client = shared.client
-    made = post_model(client, name="kept").json()["job"]
-    body = {
-        "model_id": made["id"],
-        "status": "Creating",
-        "multi_parts_tags": upload(client, made),
-    }
-    refused = client.put("/model", json=body)
-    assert (refused.status_code, refused.json()["code"]) == (501, "not_available")
-    assert "Nothing was changed" in refused.json()["error"]
-    listed = client.get("/models", params={"status": "Initial"}).json()["models"]
-    assert made["id"] in {model["id"] for model in listed}
-    given_up = client.put("/model", json={"model_id": made["id"], "status": "Fail"})
-    assert given_up.json()["job"]["jobStatus"] == "Fail"
-    after = client.put("/model", json=body)
-    assert (after.status_code, after.json()["code"]) == (409, "state_not_allowed")
 
 
 def test_a_model_asked_for_again_goes_on_where_its_upload_stopped(shared: Server) -> None:

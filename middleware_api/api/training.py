@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Response
 
+from middleware_api import prices
 from middleware_api.api.body import StrictRoute
 from middleware_api.api.common import (
     DEFAULT_LIMIT,
@@ -33,9 +34,12 @@ from middleware_api.api.wire import (
     NewTrainAnswer,
     TrainAnswer,
     TrainBody,
+    TrainDetail,
+    TrainDetailAnswer,
     TrainListAnswer,
     TrainListItem,
     TrainParams,
+    TrainSampleShown,
     TrainStateBody,
     TrainSummary,
 )
@@ -53,7 +57,7 @@ from middleware_api.ports import Objects
 from middleware_api.records import Model, TrainJob
 from middleware_api.services.access import Principal
 from middleware_api.services.models import ModelService, NewModel
-from middleware_api.services.training import NewTrainJob, TrainingService
+from middleware_api.services.training import NewTrainJob, TrainingService, TrainLook
 from middleware_api.services.uploads import NewFile
 
 _DATASET_LOCATION = re.compile(r"s3://([^/]*)/dataset/([^/]*)/?")
@@ -98,7 +102,7 @@ def model_router(service: ModelService, objects: Objects) -> APIRouter:
             )
         )
 
-    @router.put("/model", **needs(Scope.TRAIN, 404, 409, 501))
+    @router.put("/model", **needs(Scope.TRAIN, 404, 409))
     async def update_model(principal: Caller, body: ModelStateBody) -> ModelAnswer:
         """Finish the upload and make the model (`Creating`), or give it up (`Fail`)."""
         model = service.get(principal, body.model_id)
@@ -150,6 +154,7 @@ def model_router(service: ModelService, objects: Objects) -> APIRouter:
                     output_s3_location=output(model),
                     model_type=model.type,
                     checkpoint_id=model.checkpoint_id,
+                    progress=service.progress(model),
                     error=model.error,
                 )
                 for model in page.items
@@ -171,7 +176,15 @@ def train_router(service: TrainingService, objects: Objects) -> APIRouter:
         """Create a training job, which waits to be started."""
         return create_train(service, objects, principal, body, idempotency_key)
 
-    @router.put("/train", **needs(Scope.TRAIN, 404, 409, 501))
+    @router.get("/train", **needs(Scope.TRAIN, 404))
+    async def get_train_job(
+        principal: Caller, job_id: Annotated[str, Query(alias="train_job_id")]
+    ) -> TrainDetailAnswer:
+        """One training job: how far it is, its loss curve and its sample pictures."""
+        seen = await to_thread.run_sync(service.look, service.get(principal, job_id))
+        return TrainDetailAnswer(job=_detail(service, seen))
+
+    @router.put("/train", **needs(Scope.TRAIN, 404, 409))
     async def update_train_job(principal: Caller, body: TrainStateBody) -> TrainAnswer:
         """Start a training job (`Training`), or stop it (`Stopped`)."""
         job = service.get(principal, body.train_job_id)
@@ -202,25 +215,55 @@ def train_router(service: TrainingService, objects: Objects) -> APIRouter:
         page = service.page(principal, status, types, limit, cursor)
         set_cursor(response, page.next_cursor)
         return TrainListAnswer(
-            trainJobs=[
-                TrainListItem(
-                    id=job.id,
-                    modelName=job.model_name,
-                    status=job.state,
-                    trainType=job.type,
-                    created=job.created_at,
-                    sagemakerTrainName=job.compute_name,
-                    progress=job.progress,
-                    loss=job.loss,
-                    error=job.error,
-                    checkpoint_id=job.checkpoint_id,
-                )
-                for job in page.items
-            ],
+            trainJobs=[TrainListItem(**_item(service, service.latest(job))) for job in page.items],
             next_cursor=page.next_cursor,
         )
 
     return router
+
+
+def _item(service: TrainingService, job: TrainJob) -> dict[str, Any]:
+    """The fields of a `TrainListItem`."""
+    ran = service.ran_seconds(job)
+    return {
+        "id": job.id,
+        "modelName": job.model_name,
+        "status": job.state,
+        "trainType": job.type,
+        "created": job.created_at,
+        "started": job.started_at,
+        "completed": job.completed_at,
+        "sagemakerTrainName": job.compute_name,
+        "instance_type": job.instance_type,
+        "progress": job.progress,
+        "loss": job.loss,
+        "steps": job.steps,
+        "step_seconds": job.step_seconds,
+        "estimated_cost": prices.cost(job.instance_type, ran),
+        "error": job.error,
+        "checkpoint_id": job.checkpoint_id,
+    }
+
+
+def _detail(service: TrainingService, seen: TrainLook) -> TrainDetail:
+    told, checkpoint = seen.progress, seen.checkpoint
+    return TrainDetail(
+        **_item(service, seen.job),
+        params=seen.job.params,
+        model_id=seen.job.model_id,
+        phase=seen.phase,
+        step=told["step"] if told else 0,
+        learning_rate=told["learning_rate"] if told else None,
+        seconds_left=told["seconds_left"] if told and seen.phase else None,
+        losses=told["losses"] if told else [],
+        samples=[
+            TrainSampleShown(step=sample["step"], prompt=sample["prompt"], url=url)
+            for sample, url in seen.samples
+        ],
+        warnings=told["warnings"] if told else [],
+        checkpoint_type=checkpoint.type if checkpoint else None,
+        checkpoint_names=[file.name for file in checkpoint.files] if checkpoint else [],
+    )
 
 
 def create_train(

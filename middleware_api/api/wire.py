@@ -727,7 +727,7 @@ class ModelAnswer(Answer):
 
 
 class ModelListItem(Answer):
-    """One model; `created` in epoch seconds."""
+    """One model; `created` in epoch seconds, `progress` of its making 0..1."""
 
     id: str
     model_name: str
@@ -737,6 +737,7 @@ class ModelListItem(Answer):
     output_s3_location: str
     model_type: CheckpointType
     checkpoint_id: str
+    progress: float
     error: str
 
 
@@ -774,18 +775,62 @@ class NewTrainAnswer(TrainAnswer):
 
 
 class TrainListItem(Answer):
-    """One training job; `progress` is 0..1, `checkpoint_id` the checkpoint that came of it."""
+    """One training job; `progress` is 0..1, `checkpoint_id` the checkpoint that came of it.
+
+    `created`, `started` and `completed` are in epoch seconds. `step_seconds` is what a step took
+    when the program last told; `estimated_cost` in US dollars is that of the time until now or
+    until its end, null where the machine's price is not known.
+    """
 
     id: str
     modelName: str
     status: TrainState
     trainType: CheckpointType
     created: float
+    started: float | None
+    completed: float | None
     sagemakerTrainName: str
+    instance_type: str
     progress: float
     loss: float | None
+    steps: int
+    step_seconds: float | None
+    estimated_cost: float | None
     error: str
     checkpoint_id: str
+
+
+class TrainSampleShown(Answer):
+    """A sample picture that the training has made; `url` is presigned."""
+
+    step: int
+    prompt: str
+    url: str
+
+
+class TrainDetail(TrainListItem):
+    """One training job from near. `phase` says what is done now, `losses` are `[step, loss]`,
+    `warnings` name what of the request is not done, or otherwise. `checkpoint_type` and
+    `checkpoint_names` are those of `checkpoint_id`."""
+
+    model_id: str
+    params: dict[str, Any]
+    phase: str
+    step: int
+    learning_rate: float | None
+    seconds_left: float | None
+    losses: list[tuple[int, float]]
+    samples: list[TrainSampleShown]
+    warnings: list[str]
+    checkpoint_type: CheckpointType | None
+    checkpoint_names: list[str]
+
+
+class TrainDetailAnswer(Answer):
+    """A training job from near."""
+
+    statusCode: int = 200
+    job: TrainDetail
 
 
 class TrainListAnswer(Answer):

@@ -16,7 +16,6 @@ from middleware_api.aws.records import DynamoRecords
 from middleware_api.aws.settings import AwsSettings
 from middleware_api.aws.training import SageMakerTrainingJobs
 from middleware_api.bootstrap import make_services
-from middleware_api.no_training import NoTrainingJobs
 from middleware_api.remote_files import Download
 from middleware_api.services.events import EventHandlers, Services
 from middleware_api.settings import IMPORT_MAX_BYTES
@@ -55,7 +54,7 @@ def on_aws(settings: AwsSettings, clients: Clients) -> OnAws:
         records,
         objects,
         endpoints,
-        SageMakerTrainingJobs(clients, settings) if settings.training_image else NoTrainingJobs(),
+        SageMakerTrainingJobs(clients, settings),
         imports,
         _LateFetcher(),
         secret["SecretString"],

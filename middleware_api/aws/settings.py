@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,9 @@ class AwsSettings:
     """Each field is the variable `SDAWS_<FIELD>`.
 
     Names of what the deployment makes at run time begin with `prefix` and a hyphen.
-    `training_image` is empty where nothing can be trained.
+    `image` both makes pictures and trains, by the command that it is started with. With
+    `spot_training` "yes" training runs on machines that may be taken away, and goes on with the
+    next one.
     """
 
     table: str
@@ -23,22 +25,23 @@ class AwsSettings:
     result_topic: str
     error_topic: str
     events_queue_url: str
-    training_image: str = ""
+    spot_training: str = "no"
 
 
 def read_aws_settings(environment: Mapping[str, str]) -> AwsSettings:
     """Raises ValueError naming what is missing."""
     values = {
-        field.name: environment.get(_variable(field.name), "") for field in fields(AwsSettings)
-    }
-    missing = [
-        _variable(field.name)
+        field.name: environment.get(_variable(field.name)) or _default(field)
         for field in fields(AwsSettings)
-        if not values[field.name] and field.name != "training_image"
-    ]
+    }
+    missing = [_variable(name) for name, value in values.items() if not value]
     if missing:
         raise ValueError(f"The template must set {', '.join(missing)}.")
     return AwsSettings(**values)
+
+
+def _default(field: Field[str]) -> str:
+    return "" if field.default is MISSING else field.default
 
 
 def _variable(field: str) -> str:

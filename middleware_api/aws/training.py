@@ -16,6 +16,9 @@ from middleware_api.records import Model, TrainJob
 _DEFAULT_INSTANCE = "ml.g5.2xlarge"
 _DISK_GIB = 100
 _MAX_SECONDS = 24 * 3600
+# A machine that was taken away is waited for so long.
+_MAX_SPOT_SECONDS = 2 * _MAX_SECONDS
+_STARTING = {"Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack", "Downloading"}
 
 _STATES = {
     "InProgress": TrainState.TRAINING,
@@ -33,20 +36,21 @@ class SageMakerTrainingJobs:
         self._clients = clients
         self._settings = settings
 
-    def require(self) -> None:
-        """See `ports.TrainingJobs`. This deployment has a training image."""
-
     def start(self, job: TrainJob | Model, input_prefix: str, output_prefix: str) -> str:
         """See `ports.TrainingJobs`."""
         name = self._name(job)
         instance = job.instance_type if isinstance(job, TrainJob) else ""
+        spot = self._settings.spot_training == "yes"
+        bounds = {"MaxRuntimeInSeconds": _MAX_SECONDS}
+        if spot:
+            bounds["MaxWaitTimeInSeconds"] = _MAX_SPOT_SECONDS
         with refusals("start this training job"):
             create_once(
                 self._clients.sagemaker.create_training_job,
                 TrainingJobName=name,
                 RoleArn=self._settings.endpoint_role,
                 AlgorithmSpecification={
-                    "TrainingImage": self._settings.training_image,
+                    "TrainingImage": self._settings.image,
                     "TrainingInputMode": "File",
                     "MetricDefinitions": [
                         {"Name": metric, "Regex": regex} for metric, regex in TRAIN_METRICS.items()
@@ -70,7 +74,10 @@ class SageMakerTrainingJobs:
                     "InstanceCount": 1,
                     "VolumeSizeInGB": _DISK_GIB,
                 },
-                StoppingCondition={"MaxRuntimeInSeconds": _MAX_SECONDS},
+                StoppingCondition=bounds,
+                # No CheckpointConfig: the program keeps its states under `output_prefix` itself,
+                # on every machine in the same way.
+                EnableManagedSpotTraining=spot,
                 Environment={
                     "SDAWS_BUCKET": self._settings.bucket,
                     TRAIN_OUTPUT_VARIABLE: output_prefix,
@@ -110,5 +117,10 @@ def training_status(told: dict[str, Any]) -> TrainingStatus:
         error = f"It ran longer than {_MAX_SECONDS // 3600} hours and was stopped."
     if state is TrainState.FAILED and not error:
         error = "SageMaker gives no reason; the job's log in CloudWatch may."
-    metrics = {m["MetricName"]: m["Value"] for m in told.get("FinalMetricDataList", ())}
-    return TrainingStatus(state, error, metrics.get("progress", 0.0), metrics.get("loss"))
+    secondary = told.get("SecondaryStatus", "")
+    phase = ""
+    if secondary == "Interrupted":
+        phase = "its machine was taken away, waiting for another"
+    elif secondary in _STARTING:
+        phase = "waiting for a machine"
+    return TrainingStatus(state, error, phase)

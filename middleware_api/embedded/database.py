@@ -49,6 +49,22 @@ MIGRATIONS = (
     );
     CREATE INDEX queue_next ON queue (endpoint_id, leased_at, position);
     """,
+    """
+    CREATE TABLE training (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL UNIQUE,
+        input_prefix TEXT NOT NULL,
+        output_prefix TEXT NOT NULL,
+        state TEXT NOT NULL,
+        error TEXT NOT NULL DEFAULT '',
+        leased INTEGER NOT NULL DEFAULT 0,
+        stop_asked INTEGER NOT NULL DEFAULT 0,
+        deaths INTEGER NOT NULL DEFAULT 0,
+        seconds REAL NOT NULL DEFAULT 0,
+        ended_at REAL
+    );
+    CREATE INDEX training_next ON training (state, leased, position);
+    """,
 )
 
 

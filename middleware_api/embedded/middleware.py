@@ -16,9 +16,11 @@ from middleware_api.embedded.imports import ThreadImports
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.records import SqliteRecords
+from middleware_api.embedded.trainer import TRAINING_PROGRAM, TrainerSettings
+from middleware_api.embedded.training import ProcessTrainingJobs
+from middleware_api.embedded.training_queue import TrainingQueue
 from middleware_api.embedded.worker import CONTAINER_PROGRAM, WorkerSettings
 from middleware_api.fetching import Fetcher, FetchPolicy
-from middleware_api.no_training import NoTrainingJobs
 from middleware_api.records import Endpoint
 from middleware_api.services.events import EventHandlers, Services, reconcile
 from middleware_api.settings import Settings, secret_in_file
@@ -38,6 +40,7 @@ class Embedded:
     database: Database
     queue: JobQueue
     endpoints: ProcessEndpoints
+    training_jobs: ProcessTrainingJobs
     imports: ThreadImports
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _reconciler: threading.Thread | None = field(default=None, init=False)
@@ -46,6 +49,7 @@ class Embedded:
         """Take up what the last server left, and look after it from now on."""
         self.queue.recover()
         self._resume_endpoints()
+        self.training_jobs.begin()
         self.imports.start()
         self.services.imports.recover()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconciler")
@@ -59,6 +63,7 @@ class Embedded:
         if self._reconciler is not None:
             self._reconciler.join()
         self.imports.stop()
+        self.training_jobs.end()
         self.endpoints.stop()
         self.database.close()
 
@@ -87,10 +92,13 @@ class Embedded:
 
 
 def embedded(
-    settings: Settings, base_url: str, worker_program: str = CONTAINER_PROGRAM
+    settings: Settings,
+    base_url: str,
+    worker_program: str = CONTAINER_PROGRAM,
+    training_program: str = TRAINING_PROGRAM,
 ) -> Embedded:
-    """The middleware of one machine, not started yet. `base_url` is where its server listens,
-    `worker_program` what its workers run."""
+    """The middleware of one machine, not started yet. `base_url` is where its server listens, the
+    programs are what its workers and training jobs run."""
     database = Database(settings.data_dir / "middleware.sqlite3")
     records = SqliteRecords(database, time.time)
     objects = FolderObjects(
@@ -109,17 +117,31 @@ def embedded(
         )
 
     endpoints = ProcessEndpoints(queue, worker_settings, settings.max_workers)
+    training_jobs = ProcessTrainingJobs(
+        TrainingQueue(database, time.time),
+        objects,
+        TrainerSettings(
+            objects.root,
+            settings.data_dir / "training",
+            # The other half is for the workers, which also go first: see `lifeline`.
+            threads=max(1, (os.cpu_count() or 1) // 2),
+            train_seconds=settings.train_seconds,
+            program=training_program,
+        ),
+        settings.max_trainings,
+    )
     imports = ThreadImports()
     services = make_services(
         records,
         objects,
         endpoints,
-        NoTrainingJobs(),
+        training_jobs,
         imports,
         Fetcher(FetchPolicy(settings.import_hosts, settings.import_max_bytes)),
         settings.api_token,
         time.time,
     )
     endpoints.tell(EventHandlers(services))
+    training_jobs.tell(EventHandlers(services))
     imports.tell(services.imports.go_on)
-    return Embedded(services, objects, records, database, queue, endpoints, imports)
+    return Embedded(services, objects, records, database, queue, endpoints, training_jobs, imports)

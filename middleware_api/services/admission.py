@@ -15,6 +15,7 @@ from types import MappingProxyType
 from middleware_api.contract import (
     INFERENCE_FINAL,
     CheckpointState,
+    CheckpointType,
     InferenceState,
     PartTag,
     TaskType,
@@ -76,6 +77,18 @@ class AdmissionService:
             latest = self._checkpoint_service.get(checkpoint.id)
             self._checkpoint_service.fail(latest, fault.message)
             raise
+
+    def adopt(
+        self, checkpoint_id: str, owner: str, kind: CheckpointType, hashes: Mapping[str, str]
+    ) -> Checkpoint:
+        """Make an Active checkpoint of what a program has written, where it lies, once it is
+        examined like any other; `hashes` as `CheckpointService.adopt` takes them.
+
+        Raises NotFound and FileRefused.
+        """
+        for key, sha256 in hashes.items():
+            examine(self._objects, self._checkpoint_service.finished(key, sha256))
+        return self._checkpoint_service.adopt(checkpoint_id, owner, kind, hashes)
 
     def admit(self, checkpoint: Checkpoint) -> Checkpoint:
         """Examine all files; then it is `Active`, or `Initial` until a worker has converted it.

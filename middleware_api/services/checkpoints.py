@@ -99,23 +99,24 @@ class CheckpointService:
             created_at=self._clock(),
             type=kind,
             state=CheckpointState.ACTIVE,
-            files=tuple(
-                CheckpointFile(
-                    name=key.rpartition("/")[2],
-                    key=key,
-                    upload_id="",
-                    parts=0,
-                    part_size=0,
-                    size=self._objects.size(key),
-                    sha256=sha256 or None,
-                )
-                for key, sha256 in hashes.items()
-            ),
+            files=tuple(self.finished(key, sha256) for key, sha256 in hashes.items()),
         )
         with suppress(Conflict):  # we died between adopting it and saying so
             self._records.add(checkpoint)
         self._make_findable(checkpoint)
         return checkpoint
+
+    def finished(self, key: str, sha256: str) -> CheckpointFile:
+        """A finished object as a checkpoint's file."""
+        return CheckpointFile(
+            name=key.rpartition("/")[2],
+            key=key,
+            upload_id="",
+            parts=0,
+            part_size=0,
+            size=self._objects.size(key),
+            sha256=sha256 or None,
+        )
 
     def drop_unless_adopted(self, checkpoint_id: str, kind: CheckpointType) -> None:
         """Delete the objects that were to become a checkpoint, and have not."""

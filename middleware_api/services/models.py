@@ -23,6 +23,7 @@ from middleware_api.services.access import Principal
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.idempotency import claim_id
 from middleware_api.services.orders import RECONCILE_SECONDS, Orders
+from middleware_api.services.training_output import TrainingOutput
 from middleware_api.services.uploads import (
     UPLOAD_DEADLINE_SECONDS,
     NewFile,
@@ -58,6 +59,7 @@ class ModelService:
         self._records = records
         self._objects = objects
         self._uploads = Uploads(objects)
+        self._output = TrainingOutput(objects)
         self._training_jobs = training_jobs
         self._orders = Orders(records, objects, training_jobs)
         self._checkpoint_service = checkpoint_service
@@ -113,16 +115,14 @@ class ModelService:
     def make(self, model: Model, tags: dict[str, list[PartTag]]) -> Model:
         """Complete the upload and begin to make the model (`Initial` → `Creating`).
 
-        Raises NotAvailable where no model can be made, before anything changes; Conflict for
-        parts that are not there, or when the compute side refuses: the files stay then, and it
-        can be asked for again.
+        Raises Conflict for parts that are not there, or when the compute side refuses: the files
+        stay then, and it can be asked for again.
         """
         if model.state is ModelState.CREATING:
             return model  # the caller did not hear our first answer
         _require(model, ModelState.CREATING)
         if model.checkpoint_id:
             self._checkpoint(model.checkpoint_id, model.type)
-        self._training_jobs.require()
         by_file = tags_by_file(f"Model '{model.id}'", model.files, tags)
         try:
             for files in self._uploads.complete(model.files, by_file):
@@ -142,6 +142,14 @@ class ModelService:
             )
             raise
 
+    def progress(self, model: Model) -> float:
+        """How far its making is, 0..1."""
+        if model.state is not ModelState.CREATING:
+            return float(model.state is ModelState.COMPLETE)
+        output = contract.model_output_prefix(model.type, model.name, model.id)
+        told = self._output.progress(output)
+        return told["fraction"] if told else 0.0
+
     def give_up(self, model: Model) -> Model:
         """Abort the upload, or stop the making."""
         if model.state is ModelState.FAILED:
@@ -149,6 +157,9 @@ class ModelService:
         _require(model, ModelState.FAILED)
         if model.state is ModelState.CREATING:
             self._training_jobs.stop(model)
+            model = self._records.get(Model, model.id)  # the stop may have been told already
+            if model.state is ModelState.FAILED:
+                return model
         return self._end(model, ModelState.FAILED, "It was given up by its owner.")
 
     def delete(self, model: Model) -> None:

@@ -15,7 +15,7 @@ from middleware_api.records import Model, TrainJob
 J = TypeVar("J", TrainJob, Model)
 
 # How often the compute side is asked about a job that has said nothing.
-RECONCILE_SECONDS = 60.0
+RECONCILE_SECONDS = 15.0
 
 
 class Orders:

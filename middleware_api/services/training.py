@@ -13,23 +13,26 @@ from middleware_api.contract import (
     DatasetState,
     ModelState,
     TrainOrder,
+    TrainProgress,
+    TrainSample,
     TrainState,
 )
-from middleware_api.errors import Conflict, NotFound, ServiceError
+from middleware_api.errors import Conflict, FileRefused, NotFound, ServiceError
 from middleware_api.ports import Objects, Page, Records, TrainingChanged, TrainingJobs
-from middleware_api.records import TrainJob
+from middleware_api.records import Checkpoint, TrainJob
 from middleware_api.services.access import AccessService, Principal
-from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.admission import AdmissionService
 from middleware_api.services.datasets import DatasetService
 from middleware_api.services.idempotency import claim_id
 from middleware_api.services.models import ModelService
 from middleware_api.services.orders import RECONCILE_SECONDS, Orders
+from middleware_api.services.training_output import TrainingOutput, output_prefix
 
 logger = logging.getLogger(__name__)
 
 # A job that nobody starts is forgotten like an upload that nobody finishes.
 START_DEADLINE_SECONDS = 24 * 3600
-_WEIGHTS = ".safetensors"
+SAMPLE_URL_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ class NewTrainJob:
     params: dict[str, object]
 
 
+@dataclass(frozen=True)
+class TrainLook:
+    """A training job from near: `progress` once its program has spoken, `phase` also before;
+    each sample picture with a URL that shows it."""
+
+    job: TrainJob
+    phase: str
+    progress: TrainProgress | None
+    samples: list[tuple[TrainSample, str]]
+    checkpoint: Checkpoint | None
+
+
 class TrainingService:
     """Training jobs, which are their owner's alone."""
 
@@ -54,18 +69,19 @@ class TrainingService:
         training_jobs: TrainingJobs,
         model_service: ModelService,
         dataset_service: DatasetService,
-        checkpoint_service: CheckpointService,
+        admission_service: AdmissionService,
         access_service: AccessService,
         clock: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
         self._records = records
         self._objects = objects
+        self._output = TrainingOutput(objects)
         self._training_jobs = training_jobs
         self._orders = Orders(records, objects, training_jobs)
         self._model_service = model_service
         self._dataset_service = dataset_service
-        self._checkpoint_service = checkpoint_service
+        self._admission_service = admission_service
         self._access_service = access_service
         self._clock = clock
         self._new_id = new_id
@@ -137,26 +153,62 @@ class TrainingService:
             cursor=cursor,
         )
 
+    def latest(self, job: TrainJob) -> TrainJob:
+        """The job with its program's latest words, which the record learns later."""
+        return self._output.noted(job) if job.state is TrainState.TRAINING else job
+
+    def ran_seconds(self, job: TrainJob) -> float:
+        """How long it has run, or did; the wait for its machine counts too."""
+        if job.started_at is None:
+            return 0.0
+        return (job.completed_at or self._clock()) - job.started_at
+
+    def look(self, job: TrainJob) -> TrainLook:
+        """A job from near."""
+        progress = self._output.progress(output_prefix(job))
+        phase = ""
+        if job.state is TrainState.TRAINING:
+            if progress is not None:
+                phase = progress["phase"]
+            elif (status := self._training_jobs.status(job)) is not None:
+                phase = status.phase
+        samples = progress["samples"] if progress else []
+        return TrainLook(
+            self.latest(job),
+            phase,
+            progress,
+            [
+                (sample, self._objects.presigned_get(sample["key"], SAMPLE_URL_SECONDS))
+                for sample in samples
+            ],
+            self._checkpoint(job),
+        )
+
     def start(self, caller: Principal, job: TrainJob) -> TrainJob:
         """Begin to train (`Initial` → `Training`).
 
         Raises NotFound for a model or data set that is gone, Conflict for one that is not ready
-        or when the compute side refuses (the job can be started again then), NotAvailable where
-        nothing can be trained.
+        or when the compute side refuses (the job can be started again then).
         """
         if job.state is TrainState.TRAINING:
             return job  # the caller did not hear our first answer
         _require(job, TrainState.TRAINING)
         self._require_input(caller, job)
-        self._training_jobs.require()
         training = self._records.update(
-            replace(job, state=TrainState.TRAINING, check_at=self._clock() + RECONCILE_SECONDS)
+            replace(
+                job,
+                state=TrainState.TRAINING,
+                started_at=self._clock(),
+                check_at=self._clock() + RECONCILE_SECONDS,
+            )
         )
         try:
             return self._give_order(training)
         except ServiceError:
             # Refused: nothing runs, and nothing has begun that could not be begun again.
-            self._records.update(replace(training, state=TrainState.INITIAL, check_at=job.check_at))
+            self._records.update(
+                replace(training, state=TrainState.INITIAL, started_at=None, check_at=job.check_at)
+            )
             raise
 
     def stop(self, job: TrainJob) -> TrainJob:
@@ -183,7 +235,7 @@ class TrainingService:
                 "job_not_finished",
             )
         # The record goes last: a deletion that was cut short can be asked for again.
-        self._objects.delete_all(f"{_prefix(job)}input/" if job.checkpoint_id else _prefix(job))
+        self._output.clear(job)
         self._records.remove(job)
 
     def changed(self, event: TrainingChanged) -> None:
@@ -192,10 +244,8 @@ class TrainingService:
         job = self._existing(event.job_id)
         if job is None or job.state is not TrainState.TRAINING:
             return
-        if event.state is TrainState.COMPLETE:
-            self._complete(job)
-        elif event.state in TRAIN_TRANSITIONS[job.state]:
-            self._end(job, event.state, event.error)
+        if event.state in TRAIN_TRANSITIONS[job.state]:
+            self._finish(job, event.state, event.error)
 
     def reconcile(self, job: TrainJob) -> None:
         """End what was never started; find out about what has been silent."""
@@ -214,12 +264,7 @@ class TrainingService:
         status = self._orders.ask(job)
         if status.state is TrainState.TRAINING:
             self._records.update(
-                replace(
-                    job,
-                    progress=status.progress,
-                    loss=status.loss,
-                    check_at=self._clock() + RECONCILE_SECONDS,
-                )
+                replace(self._output.noted(job), check_at=self._clock() + RECONCILE_SECONDS)
             )
         else:
             self.changed(TrainingChanged(job.id, status.state, status.error))
@@ -257,24 +302,31 @@ class TrainingService:
         )
         return self._orders.give(job, _prefix(job), order)
 
-    def _complete(self, job: TrainJob) -> None:
-        output = f"{_prefix(job)}output/"
-        keys = [
-            key
-            for key in self._objects.keys(output)
-            if key.endswith(_WEIGHTS) and "/" not in key.removeprefix(output)
-        ]
-        if not keys:
-            self._end(
-                job,
-                TrainState.FAILED,
-                f"The training program ended without a {_WEIGHTS} file under {output}.",
-            )
-            return
-        checkpoint = self._checkpoint_service.adopt(
-            job.id, job.owner, job.type, dict.fromkeys(keys, "")
-        )
-        self._end(replace(job, progress=1.0, checkpoint_id=checkpoint.id), TrainState.COMPLETE)
+    def _finish(self, job: TrainJob, state: TrainState, error: str) -> None:
+        """End a job that has run; the weights that are there become a checkpoint."""
+        job = self._output.noted(job)
+        weights = self._output.weights(job)
+        if weights is not None:
+            try:
+                checkpoint = self._admission_service.adopt(job.id, job.owner, *weights)
+            except (FileRefused, NotFound) as refusal:
+                state, error = TrainState.FAILED, f"{error} {refusal.message}".strip()
+            else:
+                job = replace(job, checkpoint_id=checkpoint.id)
+        elif state is TrainState.COMPLETE:
+            state = TrainState.FAILED
+            error = f"The training program ended without weights under {output_prefix(job)}."
+        if state is TrainState.COMPLETE:
+            job = replace(job, progress=1.0)
+        self._end(job, state, error)
+        if job.checkpoint_id:
+            self._output.clear_states(job)
+
+    def _checkpoint(self, job: TrainJob) -> Checkpoint | None:
+        try:
+            return self._records.get(Checkpoint, job.checkpoint_id) if job.checkpoint_id else None
+        except NotFound:  # it was deleted
+            return None
 
     def _end(self, job: TrainJob, state: TrainState, error: str = "") -> TrainJob:
         ended = self._records.update(

@@ -81,14 +81,13 @@ EXPECTED = {
     "/inference/run-model-merge": Expected(16, _NO_BODY, _NO_BODY),
     # Python's example sends no body.
     "/model(POST)": Expected(17, Each(_NO_BODY, _OK), Each(_NO_BODY, _OK)),
-    # No program makes models yet: said before anything changes.
-    "/model(PUT)": Expected(18, _missing("model_not_found"), Outcome(501, "not_available")),
+    "/model(PUT)": Expected(18, _missing("model_not_found"), _OK),
     "/models(GET)": Expected(19, _OK, _OK),
     "/checkpoint": Expected(20, _OK, _OK),
     "/checkpoint(put)": Expected(21, _missing("not_found"), _OK),
     "/checkpoints": Expected(22, _OK, _OK),
     "/inference/v2/{id}/run(PUT)": Expected(23, _missing("model_not_found"), _OK),
-    # A model that is not Complete cannot be trained, and no program makes one yet.
+    # The model of the prepared job was never made.
     "/train(PUT)": Expected(
         24, _missing("train_job_not_found"), Outcome(409, "model_not_complete")
     ),
