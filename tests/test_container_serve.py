@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from middleware_api import contract
-from middleware_api.container.serve import Bucket, Settings
+from middleware_api.container.object_store import Bucket
+from middleware_api.container.serve import Settings
 from middleware_api.container.storage import FolderStorage
 from tests.engine_checkpoints import write_checkpoint
 from tests.server import REPOSITORY, until

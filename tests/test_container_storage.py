@@ -117,6 +117,17 @@ def test_an_object_comes_back_as_it_was_written(storage: Storage) -> None:
         storage.read("out/a/none.png")
 
 
+def test_a_folder_is_listed_and_what_is_deleted_is_gone(storage: Storage) -> None:
+    storage.write("dataset/cats/b.png", b"four")
+    storage.write("dataset/cats/a é.txt", b"")
+    storage.write("dataset/cats2/c.png", b"x")
+    assert storage.sizes("dataset/cats/") == {"dataset/cats/a é.txt": 0, "dataset/cats/b.png": 4}
+    storage.delete("dataset/cats/b.png")
+    storage.delete("dataset/cats/b.png")
+    assert storage.sizes("dataset/cats/") == {"dataset/cats/a é.txt": 0}
+    assert storage.sizes("dataset/dogs/") == {}
+
+
 def test_what_it_wrote_itself_exists_at_once(storage: Storage) -> None:
     assert not storage.exists("out/a/cancel")
     storage.write("out/a/cancel", b"")

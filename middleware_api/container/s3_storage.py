@@ -87,6 +87,23 @@ class S3Storage:
         if self._absent and self._absent[0] == key:
             self._absent = None
 
+    def delete(self, key: str) -> None:
+        """See `Storage`."""
+        key_parts(key)
+        with _in_words(key):
+            self._s3.delete_object(Bucket=self._bucket, Key=key)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """See `Storage`."""
+        key_parts(prefix)
+        pages = self._s3.get_paginator("list_objects_v2")
+        with _in_words(prefix):
+            return {
+                found["Key"]: found["Size"]
+                for page in pages.paginate(Bucket=self._bucket, Prefix=prefix)
+                for found in page.get("Contents", ())
+            }
+
     @contextmanager
     def writing(self, key: str, size: int) -> Iterator[Sink]:
         """See `Storage`. What a killed process has sent is dropped by the bucket's rule on

@@ -32,34 +32,19 @@ from starlette.routing import Route
 from middleware_api.container.engine import Engine
 from middleware_api.container.errors import ContainerError, StorageUnreachable, Unauthorized
 from middleware_api.container.job import JobRunner, Task, parse_invocation
+from middleware_api.container.object_store import (
+    DEFAULT_WEIGHTS_BYTES,
+    Bucket,
+    objects_of,
+    open_storage,
+)
 from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.storage import FolderStorage, Storage
 from middleware_api.container.tasks import tasks_of
 
 logger = logging.getLogger("middleware_api.container")
 
 DEFAULT_CACHE_BYTES = 6 * 1024**3  # one SD 1.5 in single precision and room beside it
 """Bound of the weights kept in memory when SDAWS_CACHE_BYTES is not set."""
-
-
-DEFAULT_WEIGHTS_BYTES = 64 * 1024**3
-"""Bound of the weights kept on the disk when SDAWS_WEIGHTS_BYTES is not set."""
-
-DEFAULT_WEIGHTS_DIR = "/tmp/weights"
-"""Where weights from a bucket are kept when SDAWS_WEIGHTS_DIR is not set."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """An object store in S3, and the folder that up to `max_bytes` of its weights are copied to.
-
-    Without a `region` boto3 looks for one itself, but not in AWS_REGION.
-    """
-
-    name: str
-    weights: Path
-    max_bytes: int = DEFAULT_WEIGHTS_BYTES
-    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,38 +70,11 @@ class Settings:
                 raise ValueError(f"{name} must be a whole number above 0, not {value!r}.")
             numbers[name] = int(value or numbers[name])
         return Settings(
-            objects=_objects(environment, numbers["SDAWS_WEIGHTS_BYTES"]),
+            objects=objects_of(environment, numbers["SDAWS_WEIGHTS_BYTES"]),
             cache_bytes=numbers["SDAWS_CACHE_BYTES"],
             threads=numbers["SDAWS_THREADS"],
             worker_token=environment.get("SDAWS_WORKER_TOKEN", ""),
         )
-
-
-def _objects(environment: Mapping[str, str], weights_bytes: int) -> Path | Bucket:
-    folder, bucket = environment.get("SDAWS_OBJECTS"), environment.get("SDAWS_BUCKET")
-    if folder and bucket:
-        raise ValueError(
-            "SDAWS_OBJECTS and SDAWS_BUCKET both name an object store. Set one of the two."
-        )
-    if folder:
-        return Path(folder)
-    if bucket:
-        weights = Path(environment.get("SDAWS_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR)
-        return Bucket(bucket, weights, weights_bytes, environment.get("AWS_REGION") or None)
-    raise ValueError(
-        "SDAWS_OBJECTS must name the folder of the object store, or SDAWS_BUCKET its bucket in S3."
-    )
-
-
-def open_storage(objects: Path | Bucket) -> Storage:
-    """The storage that the settings name."""
-    if isinstance(objects, Path):
-        return FolderStorage(objects)
-    # boto3 takes a second to import and is not installed where there is no bucket.
-    from middleware_api.container.s3_storage import S3Storage, s3_client
-
-    client = s3_client(objects.region)
-    return S3Storage(client, objects.name, objects.weights, objects.max_bytes, time.monotonic)
 
 
 def create_app(worker_token: str, runner: JobRunner) -> Starlette:

@@ -45,6 +45,12 @@ class Storage(Protocol):
     def write(self, key: str, content: bytes) -> None:
         """Readers see the old object or the whole new one."""
 
+    def delete(self, key: str) -> None:
+        """One that is not there is no error."""
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The whole objects under `prefix`, which ends with a slash, by their keys: in bytes."""
+
     def writing(self, key: str, size: int) -> AbstractContextManager[Sink]:
         """A large new object of `size` bytes, whole when the block ends.
 
@@ -87,6 +93,18 @@ class FolderStorage:
         )
         with whole_file(self._path(key), no_room) as file:
             file.write(content)
+
+    def delete(self, key: str) -> None:
+        """See `Storage`."""
+        self._path(key).unlink(missing_ok=True)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """See `Storage`."""
+        return {
+            path.relative_to(self.root).as_posix(): path.stat().st_size
+            for path in sorted(self._path(prefix).rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
 
     @contextmanager
     def writing(self, key: str, size: int) -> Iterator[Sink]:
