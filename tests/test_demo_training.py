@@ -66,7 +66,7 @@ def test_the_file_loads_with_a_row_for_every_token(tmp_path: Path) -> None:
     denoiser = train_denoiser.train_denoiser(DENOISER, tmp_path)
     write_checkpoint(train_autoencoder.train_autoencoder(AUTOENCODER, tmp_path), denoiser, path)
     model = load_checkpoint(path, path.name, "", torch.device("cpu"), torch.float32)
-    rows = model.text_encoder.get_input_embeddings().weight
+    rows = model.text_encoders[0].module.get_input_embeddings().weight
     trained = denoiser.text_encoder.get_input_embeddings().weight
     assert rows.shape[0] == VOCABULARY
     assert torch.allclose(rows[denoiser.tokens], trained, atol=1e-3)

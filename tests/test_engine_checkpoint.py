@@ -13,8 +13,22 @@ from safetensors.torch import save_file
 from middleware_api.container.checkpoint import StableDiffusion, load_checkpoint
 from middleware_api.container.checkpoint_shapes import text_of, unet_shape_of, vae_shape_of
 from middleware_api.container.errors import CheckpointUnreadable
+from middleware_api.container.families import family_of
 from middleware_api.container.model_cache import ModelCache
-from tests.engine_checkpoints import SD15, TINY, Size, Tensors, empty_tensors, random_tensors
+from tests.engine_checkpoints import (
+    SD15,
+    SD21,
+    TINY,
+    TINY_2,
+    TINY_REFINER,
+    TINY_XL,
+    XL_BASE,
+    XL_REFINER,
+    Size,
+    Tensors,
+    empty_tensors,
+    random_tensors,
+)
 
 OLD_TEXT = "cond_stage_model.transformer.text_model."
 NEW_TEXT = "cond_stage_model.transformer."
@@ -36,19 +50,24 @@ def refused(words: str) -> Iterator[None]:
     assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [TINY, SD15], ids=["tiny", "SD 1.5"])
+@pytest.mark.parametrize(
+    "size",
+    [TINY, TINY_2, TINY_XL, TINY_REFINER, SD15, SD21, XL_BASE, XL_REFINER],
+    ids=["tiny", "tiny 2", "tiny XL", "tiny refiner", "1.5", "2.1", "XL", "XL refiner"],
+)
 def test_sizes_are_read_from_the_tensors(size: Size) -> None:
     shapes = {name: tuple(t.shape) for name, t in empty_tensors(size).items()}
     assert unet_shape_of(shapes) == size.unet
     assert vae_shape_of(shapes) == size.vae
-    assert text_of(shapes) == size.text
+    assert family_of(shapes) is size.family
+    assert [text_of(shapes, source) for source in size.family.texts] == [*size.texts]
 
 
 def test_stable_diffusion_15_is_described_as_in_its_published_config() -> None:
     config = SD15.unet.config()
     assert config["down_block_types"] == ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     assert config["up_block_types"] == ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    assert SD15.text.config().num_attention_heads == 12
+    assert SD15.texts[0].config().num_attention_heads == 12
     count = sum(tensor.numel() for tensor in empty_tensors(SD15).values())
     assert count == 859_520_964 + 83_653_863 + 123_060_480  # UNet, VAE, text encoder
 
@@ -72,15 +91,17 @@ def test_text_encoders_load_under_both_of_their_names(tmp_path: Path) -> None:
         saved(tmp_path / "old.safetensors", tensors),
         saved(tmp_path / "new.safetensors", renamed),
     ):
-        encoder = load(path).text_encoder
+        encoder = load(path).text_encoders[0].module
         assert encoder.embeddings.position_ids.tolist() == [[*range(76, -1, -1)]]
 
 
 def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     one = torch.zeros(1)
     for tensor, kind in (
-        ("conditioner.embedders.0.transformer.x", "a Stable Diffusion XL checkpoint"),
-        ("cond_stage_model.model.ln_final.bias", "a Stable Diffusion 2.x checkpoint"),
+        ("model.diffusion_model.joint_blocks.0.x", "a Stable Diffusion 3 checkpoint"),
+        ("double_blocks.0.img_attn.norm.key_norm.scale", "a Flux checkpoint"),
+        ("edm_vpred.sigma_max", "a CosXL checkpoint"),
+        ("depth_model.model.x", "a depth-to-image checkpoint"),
         ("lora_unet_down_blocks_0.lora_up.weight", "a LoRA"),
         ("control_model.zero_convs.0.0.bias", "a ControlNet"),
         ("emb_params", "a textual inversion embedding"),
@@ -124,7 +145,8 @@ def test_variants_that_the_engine_cannot_sample_are_refused(tmp_path: Path) -> N
     tokens = f"{OLD_TEXT}embeddings.token_embedding.weight"
     block = "model.diffusion_model.out.0.weight"
     for name, tensor, words in (
-        (entry, torch.zeros(32, 9, 3, 3), "inpainting model"),
+        (entry, torch.zeros(32, 8, 3, 3), "an instruct-pix2pix model"),
+        (entry, torch.zeros(32, 5, 3, 3), "takes 5 channels where 4 or 9 are expected"),
         (tokens, torch.zeros(1000, 64), "1000 of CLIP's 49408 tokens"),
         (block, torch.ones(64), "tensors of unexpected sizes"),
     ):

@@ -58,7 +58,7 @@ def product(tensors: Mapping[str, Tensor], rank: int = 2) -> Tensor:
 
 def difference(model: StableDiffusion, patch: Patch, name: str = QUERY) -> Tensor:
     """What the patch adds to a weight while it is applied."""
-    owner = model.text_encoder if name.startswith("encoder") else model.unet
+    owner = model.text_encoders[0].module if name.startswith("encoder") else model.unet
     before = owner.get_submodule(name).weight.clone()
     with patch.applied():
         during = owner.get_submodule(name).weight.clone()
@@ -67,7 +67,7 @@ def difference(model: StableDiffusion, patch: Patch, name: str = QUERY) -> Tenso
 
 
 def everything(model: StableDiffusion) -> dict[str, Tensor]:
-    states = [m.state_dict() for m in (model.unet, model.text_encoder)]
+    states = [m.state_dict() for m in (model.unet, model.text_encoders[0].module)]
     return {f"{i}.{name}": value.clone() for i, s in enumerate(states) for name, value in s.items()}
 
 

@@ -10,12 +10,14 @@ import torch
 from transformers import CLIPTextModel
 
 from middleware_api.container.checkpoint_shapes import TextShape
-from middleware_api.container.conditioning import Conditioning, Guidance, subprompts_of
+from middleware_api.container.conditioning import Conditioning, Guidance, Reading, subprompts_of
 from middleware_api.container.embeddings import Embedding
 from middleware_api.container.emphasis import Emphasis, weighted_parts
+from middleware_api.container.families import SD1
 from middleware_api.container.prompt_networks import HypernetworkAsk, LoraAsk, networks_of
 from middleware_api.container.prompt_schedule import Clock, schedule_of
 from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.text_encoders import TextEncoder
 from middleware_api.container.text_settings import TextSettings
 
 
@@ -121,23 +123,24 @@ def test_networks_are_named_with_weights_by_place_or_by_name() -> None:
 
 
 def test_a_call_reads_the_words_that_hold_then_and_behind_the_end_the_first() -> None:
-    states = tuple(torch.full((77, 4), float(i)) for i in range(2))
+    states = tuple(Reading(torch.full((77, 4), float(i))) for i in range(2))
     conditioning = Conditioning((3, 8), states)
-    assert [float(conditioning.at(call)[0, 0]) for call in (0, 3, 4, 8, 9)] == [0, 0, 1, 1, 0]
+    read = [conditioning.at(call).tokens for call in (0, 3, 4, 8, 9)]
+    assert [float(tokens[0, 0]) for tokens in read] == [0, 0, 1, 1, 0]
 
 
 def test_subprompts_of_unlike_length_repeat_their_last_token() -> None:
     short, long = (
-        Conditioning((8,), (torch.arange(n * 77.0)[:, None].repeat(1, 4),)) for n in (1, 2)
+        Conditioning((8,), (Reading(torch.arange(n * 77.0)[:, None].repeat(1, 4)),)) for n in (1, 2)
     )
     towards, away = Guidance(((short, 1), (long, 1)), short).at(0)
-    assert towards.shape == (2, 154, 4)
-    assert towards[0, 76:, 0].unique().tolist() == [76]
-    assert away.shape == (1, 77, 4)
+    assert towards.tokens.shape == (2, 154, 4)
+    assert towards.tokens[0, 76:, 0].unique().tolist() == [76]
+    assert away.tokens.shape == (1, 77, 4)
     filler = torch.full((77, 4), -1.0)
     padded = Guidance(((short, 1), (long, 1)), short, filler)
     assert padded.is_padded_at(0)
-    assert padded.at(0)[1][0, 77:].unique().tolist() == [-1]
+    assert padded.at(0)[1].tokens[0, 77:].unique().tolist() == [-1]
     assert not Guidance(((short, 1),), short, filler).is_padded_at(0)
 
 
@@ -147,13 +150,15 @@ class Reader:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = CLIPTextModel(TextShape(49408, 77, 64, 256, 2).config()).eval()
+        self.text_encoder = TextEncoder(SD1.texts[0], self.model)
         # A mean that is not all but 0, as trained encoders have it: emphasis divides by it.
         torch.nn.init.normal_(self.model.final_layer_norm.bias, mean=0.5)
         self.encoder = PromptEncoder()
 
     def states(self, *texts: str, **settings: object) -> list[torch.Tensor]:
         chosen = TextSettings(**settings)  # type: ignore[arg-type]
-        return self.encoder.encode(self.model, texts, chosen, self.embeddings)
+        read = self.encoder.encode([self.text_encoder], texts, chosen, self.embeddings)
+        return [reading.tokens for reading in read]
 
     embeddings: tuple[Embedding, ...] = ()
 
@@ -203,8 +208,8 @@ def test_an_embedding_takes_the_place_of_its_name(reader: Reader) -> None:
     table = reader.model.embeddings.token_embedding.weight.detach()
     tokenizer = reader.encoder._tokenizer
     ids = tokenizer("bright red", add_special_tokens=False).input_ids
-    other = Embedding("glow", "", torch.zeros(1, 64))
-    reader.embeddings = (other, Embedding("glow-worm", "", table[ids]))
+    other = Embedding("glow", "", {"": torch.zeros(1, 64)})
+    reader.embeddings = (other, Embedding("glow-worm", "", {"": table[ids]}))
     try:
         (named,) = reader.states("a (Glow-Worm:1.3) ring, glow")
         reader.embeddings = (other,)

@@ -1,12 +1,12 @@
-"""Single-file Stable Diffusion 1.x checkpoints: what is in the file, and the modules it makes.
+"""Single-file Stable Diffusion checkpoints: what is in the file, and the modules it makes.
 
-The architecture is read from the tensors' shapes, so any size of SD 1.x loads without a config
-(`checkpoint_shapes`); epsilon prediction and scaled-linear betas are SD 1.x's.
+The architecture is read from the tensors' names and shapes, so any size of a family loads without a
+config (`families`, `checkpoint_shapes`); the betas of all of them are scaled-linear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from middleware_api.container.checkpoint_shapes import (
+    INPAINT_CHANNELS,
     LATENT_CHANNELS,
     NORM_GROUPS,
-    TEXT,
+    NUMBER_WIDTH,
     UNET,
     VAE,
     VOCABULARY,
@@ -33,12 +34,14 @@ from middleware_api.container.checkpoint_shapes import (
     TextShape,
     UNetShape,
     VaeShape,
-    text_key,
     text_of,
     unet_shape_of,
     vae_shape_of,
 )
 from middleware_api.container.errors import CheckpointUnreadable
+from middleware_api.container.families import NAMES, Family, TextSource, family_of, other_kind_of
+from middleware_api.container.prediction import MARKS, ZERO_SNR_KEY, Prediction, prediction_of
+from middleware_api.container.text_encoders import TextEncoder, taken_projection, text_tensors
 
 Weights = dict[str, Tensor]
 _Conversion = Callable[[Weights, dict[str, object]], Weights]
@@ -46,31 +49,25 @@ _Conversion = Callable[[Weights, dict[str, object]], Weights]
 _to_unet: _Conversion = convert_ldm_unet_checkpoint
 _to_vae: _Conversion = convert_ldm_vae_checkpoint
 
-# First match wins: a substring that only that kind of file has in its tensor names.
-_OTHER_KINDS = (
-    ("conditioner.embedders.", "a Stable Diffusion XL checkpoint"),
-    ("cond_stage_model.model.", "a Stable Diffusion 2.x checkpoint"),
-    ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
-    ("double_blocks.", "a Flux checkpoint"),
-    ("control_model.", "a ControlNet"),
-    ("controlnet_cond_embedding.", "a ControlNet"),
-    ("lora_", "a LoRA"),
-    ("string_to_param", "a textual inversion embedding"),
-    ("emb_params", "a textual inversion embedding"),
-    ("down_blocks.", "one part of a diffusers folder"),
-)
-
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """A loaded checkpoint, ready to sample."""
+    """A loaded checkpoint, ready to sample.
+
+    `zero_snr`: trained so that nothing of the picture is left at the highest noise level.
+    `is_inpainting`: the UNet is also shown a mask and what it leaves of the picture.
+    """
 
     name: str
     sha256: str
     unet: nn.Module
     vae: Any  # AutoencoderKL: diffusers' types hide its methods
-    text_encoder: CLIPTextModel
+    text_encoders: tuple[TextEncoder, ...]
     latent_factor: int
+    family: Family
+    prediction: Prediction = Prediction.NOISE
+    zero_snr: bool = False
+    is_inpainting: bool = False
 
     def with_autoencoder(self, other: Autoencoder) -> StableDiffusion:
         """The same with another VAE; raises CheckpointUnreadable when the two do not fit."""
@@ -82,8 +79,12 @@ class StableDiffusion:
         return replace(self, vae=other.module)
 
     @property
-    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        return (self.unet, self.vae, self.text_encoder)
+    def vae_scale(self) -> float:
+        return self.family.vae_scale
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.unet, self.vae, *(part for text in self.text_encoders for part in text.parts))
 
     @property
     def n_bytes(self) -> int:
@@ -104,6 +105,16 @@ class Autoencoder:
         return sum(p.numel() * p.element_size() for p in self.module.parameters())
 
 
+@dataclass(frozen=True)
+class _File:
+    """The tensors of a file that the engine uses (no EMA copies, no optimiser states)."""
+
+    name: str
+    family: Family
+    weights: Weights
+    metadata: Mapping[str, str]
+
+
 def load_checkpoint(
     path: Path, name: str, sha256: str, device: torch.device, dtype: torch.dtype
 ) -> StableDiffusion:
@@ -111,38 +122,56 @@ def load_checkpoint(
 
     `name` is the file's own name, for messages and for the pictures' `Model:` entry.
     """
-    weights = _read(path, name, (UNET, VAE, TEXT))
-    _check_parts(weights, name)
+    file = _read(path, name, lambda family: (UNET, VAE, *MARKS, *family.text_prefixes))
+    _check_parts(file)
+    weights, family = file.weights, file.family
     shapes = _shapes(weights)
     try:
-        unet_shape, vae_shape, text_shape = (
-            unet_shape_of(shapes),
-            vae_shape_of(shapes),
-            text_of(shapes),
-        )
+        unet_shape, vae_shape = unet_shape_of(shapes), vae_shape_of(shapes)
+        text_shapes = [text_of(shapes, source) for source in family.texts]
     except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointUnreadable(
-            f"{name} is not a complete Stable Diffusion 1.x checkpoint: {error}. "
-            "Upload the whole file again, or pick another checkpoint."
-        ) from error
-    _check_sizes(unet_shape, vae_shape, text_shape, name)
+        raise _incomplete(file, str(error)) from error
+    _check_sizes(file, unet_shape, vae_shape, text_shapes)
 
     with torch.device("meta"):
         unet = _build(UNet2DConditionModel, unet_shape.config())
         vae = _build(AutoencoderKL, vae_shape.config())
-        text = CLIPTextModel(text_shape.config())
-    place = partial(_assign, name=name, device=device, dtype=dtype)
+    place = partial(_assign, file=file, device=device, dtype=dtype)
     place(unet, _to_unet(weights, unet_shape.config()))
     _fit_odd_sizes(unet)
     place(vae, _to_vae(weights, vae_shape.config()))
-    text_weights = _text_weights(weights)
-    positions = text_weights.pop("embeddings.position_ids", torch.arange(text_shape.positions))
-    place(text, text_weights)
+    encoders = [
+        _text_encoder(file, source, shape, device, dtype)
+        for source, shape in zip(family.texts, text_shapes, strict=True)
+    ]
+    return StableDiffusion(
+        name,
+        sha256,
+        unet,
+        vae,
+        tuple(encoders),
+        vae_shape.latent_factor,
+        family,
+        prediction_of(weights, file.metadata, family, unet, unet_shape),
+        ZERO_SNR_KEY in weights,
+        unet_shape.in_channels == INPAINT_CHANNELS,
+    )
+
+
+def _text_encoder(
+    file: _File, source: TextSource, shape: TextShape, device: torch.device, dtype: torch.dtype
+) -> TextEncoder:
+    tensors = text_tensors(file.weights, source)
+    positions = tensors.pop("embeddings.position_ids", torch.arange(shape.positions))
+    projection = taken_projection(tensors).to(device, dtype) if source.is_pooled else None
+    with torch.device("meta"):
+        module = CLIPTextModel(shape.config())
+    _assign(module, tensors, file, device, dtype)
     # Not a parameter, so it is still on the meta device. Some merges store it as rounded floats.
-    text.embeddings.register_buffer(
+    module.embeddings.register_buffer(
         "position_ids", positions.reshape(1, -1).round().long().to(device), persistent=False
     )
-    return StableDiffusion(name, sha256, unet, vae, text, vae_shape.latent_factor)
+    return TextEncoder(source, module, projection)
 
 
 def load_autoencoder(
@@ -150,25 +179,26 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Reads a VAE's `.safetensors` file in LDM layout; raises CheckpointUnreadable."""
     # Most VAE files have their tensors without the prefix they have inside a checkpoint.
-    found = _read(path, name, (VAE, "encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
-    weights = {VAE + key.removeprefix(VAE): tensor for key, tensor in found.items()}
+    names = (VAE, "encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    file = _read(path, name, lambda family: names)
+    weights = {VAE + key.removeprefix(VAE): tensor for key, tensor in file.weights.items()}
     try:
         shape = vae_shape_of(_shapes(weights))
     except (KeyError, IndexError, ValueError) as error:
         raise CheckpointUnreadable(
-            f"{name} is not a complete VAE of Stable Diffusion 1.x: {error}. "
+            f"{name} is not a complete VAE of {NAMES}: {error}. "
             "Upload the whole file again, or pick another VAE."
         ) from error
     if shape.latent_channels != LATENT_CHANNELS or any(
         c % NORM_GROUPS for c in shape.block_channels
     ):
         raise CheckpointUnreadable(
-            f"{name} cannot be loaded: it is not the VAE of a Stable Diffusion 1.x model. "
-            "Pick another VAE."
+            f"{name} cannot be loaded: it is not the VAE of a {NAMES} model (its latents have "
+            f"{shape.latent_channels} channels). Pick another VAE."
         )
     with torch.device("meta"):
         vae = _build(AutoencoderKL, shape.config())
-    _assign(vae, _to_vae(weights, shape.config()), name=name, device=device, dtype=dtype)
+    _assign(vae, _to_vae(weights, shape.config()), file, device, dtype)
     return Autoencoder(name, sha256, vae, shape.latent_factor)
 
 
@@ -202,18 +232,21 @@ def _shapes(weights: Weights) -> Shapes:
     return {key: tuple(tensor.shape) for key, tensor in weights.items()}
 
 
-def _read(path: Path, name: str, prefixes: tuple[str, ...]) -> Weights:
-    """The tensors that the engine uses (no EMA copies, no optimiser states)."""
+def _read(path: Path, name: str, wanted: Callable[[Family], tuple[str, ...]]) -> _File:
+    """The tensors whose names begin as is wanted of their family."""
     if path.suffix.lower() != ".safetensors":
         raise CheckpointUnreadable(
             f"{name} is a {path.suffix or 'file without extension'}; this engine loads "
             ".safetensors files only. Convert the checkpoint and upload it again."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            keys: list[str] = list(file.keys())
+        with safe_open(path, framework="pt") as content:
+            keys: list[str] = list(content.keys())
             _check_kind(keys, name)
-            return {key: file.get_tensor(key) for key in keys if key.startswith(prefixes)}
+            family = family_of(keys)
+            prefixes = wanted(family)
+            weights = {key: content.get_tensor(key) for key in keys if key.startswith(prefixes)}
+            return _File(name, family, weights, content.metadata() or {})
     except FileNotFoundError as error:
         raise CheckpointUnreadable(
             f"{name} is not in the object store. Upload it again, or pick another checkpoint."
@@ -226,50 +259,60 @@ def _read(path: Path, name: str, prefixes: tuple[str, ...]) -> Weights:
 
 def _check_kind(keys: list[str], name: str) -> None:
     """Names the kind of file when it is a known other one."""
-    for mark, kind in _OTHER_KINDS:
-        if any(mark in key for key in keys):
-            raise CheckpointUnreadable(
-                f"{name} is {kind}; this engine loads Stable Diffusion 1.x checkpoints. "
-                "Pick another file."
-            )
+    kind = other_kind_of(keys)
+    if kind is not None:
+        raise CheckpointUnreadable(
+            f"{name} is {kind}; this engine loads {NAMES} checkpoints. Pick another file."
+        )
 
 
-def _check_parts(weights: Weights, name: str) -> None:
-    for prefix, part in ((UNET, "UNet"), (VAE, "VAE"), (TEXT, "text encoder")):
-        if not any(key.startswith(prefix) for key in weights):
-            raise CheckpointUnreadable(
-                f"{name} is not a complete Stable Diffusion 1.x checkpoint: it has no {part} "
-                f"(tensors named {prefix}*). Pick another file."
-            )
+def _incomplete(file: _File, reason: str) -> CheckpointUnreadable:
+    return CheckpointUnreadable(
+        f"{file.name} is not a complete {file.family.name} checkpoint: {reason}. "
+        "Upload the whole file again, or pick another checkpoint."
+    )
 
 
-def _check_sizes(unet: UNetShape, vae: VaeShape, text: TextShape, name: str) -> None:
+def _check_parts(file: _File) -> None:
+    texts = [(prefix, "text encoder") for prefix in file.family.text_prefixes]
+    for prefix, part in ((UNET, "UNet"), (VAE, "VAE"), *texts):
+        if not any(key.startswith(prefix) for key in file.weights):
+            raise _incomplete(file, f"it has no {part} (tensors named {prefix}*)")
+
+
+def _check_sizes(file: _File, unet: UNetShape, vae: VaeShape, texts: list[TextShape]) -> None:
     problem = None
-    if unet.in_channels == 9:
-        problem = "it is an inpainting model (9 input channels), which is not supported yet"
-    elif {unet.in_channels, unet.out_channels, vae.latent_channels} != {LATENT_CHANNELS}:
-        problem = f"its UNet takes {unet.in_channels} channels where 4 are expected"
+    width = sum(text.width for text in texts)
+    if unet.in_channels == 2 * LATENT_CHANNELS:
+        problem = "it is an instruct-pix2pix model (8 input channels), which is not supported"
+    elif unet.in_channels not in (LATENT_CHANNELS, INPAINT_CHANNELS):
+        problem = f"its UNet takes {unet.in_channels} channels where 4 or 9 are expected"
+    elif {unet.out_channels, vae.latent_channels} != {LATENT_CHANNELS}:
+        problem = f"its UNet makes {unet.out_channels} channels where 4 are expected"
     elif any(c % NORM_GROUPS for c in unet.block_channels + vae.block_channels):
         problem = "its channels are not multiples of 32"
-    elif unet.context_dim != text.width:
+    elif unet.context_dim != width:
         problem = (
-            f"its UNet reads {unet.context_dim} text channels and its text encoder writes "
-            f"{text.width}"
+            f"its UNet reads {unet.context_dim} text channels and its text encoder writes {width}"
         )
-    elif text.vocabulary < VOCABULARY:
-        problem = f"its text encoder knows {text.vocabulary} of CLIP's {VOCABULARY} tokens"
-    elif text.width % max(1, text.width // 64):
-        problem = f"its text width {text.width} does not divide into heads of 64"
+    elif unet.added != sum(text.pooled for text in texts) + NUMBER_WIDTH * file.family.numbers:
+        problem = f"its UNet reads {unet.added} channels beside the text"
+    else:
+        problem = next(filter(None, map(_problem_of, texts)), None)
     if problem:
-        raise CheckpointUnreadable(f"{name} cannot be loaded: {problem}. Pick another file.")
+        raise CheckpointUnreadable(f"{file.name} cannot be loaded: {problem}. Pick another file.")
 
 
-def _text_weights(weights: Weights) -> Weights:
-    return {text_key(key): value for key, value in weights.items() if key.startswith(TEXT)}
+def _problem_of(text: TextShape) -> str | None:
+    if text.vocabulary < VOCABULARY:
+        return f"its text encoder knows {text.vocabulary} of CLIP's {VOCABULARY} tokens"
+    if text.width % max(1, text.width // 64):
+        return f"its text width {text.width} does not divide into heads of 64"
+    return None
 
 
 def _assign(
-    module: nn.Module, weights: Weights, name: str, device: torch.device, dtype: torch.dtype
+    module: nn.Module, weights: Weights, file: _File, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Makes the file's tensors the module's own; raises CheckpointUnreadable."""
     placed = {key: tensor.to(device, dtype) for key, tensor in weights.items()}
@@ -277,11 +320,12 @@ def _assign(
         missing, _ = module.load_state_dict(placed, strict=False, assign=True)
     except RuntimeError as error:  # torch names every tensor of the wrong size
         raise CheckpointUnreadable(
-            f"{name} has tensors of unexpected sizes: {' '.join(str(error).split())[:400]}"
+            f"{file.name} has tensors of unexpected sizes: {' '.join(str(error).split())[:400]}"
         ) from error
     if missing:
-        raise CheckpointUnreadable(
-            f"{name} is not a complete Stable Diffusion 1.x checkpoint: {len(missing)} tensors of "
-            f"its {type(module).__name__} are missing, {missing[0]} among them. Upload it again."
+        raise _incomplete(
+            file,
+            f"{len(missing)} tensors of its {type(module).__name__} are missing, {missing[0]} "
+            "among them",
         )
     module.eval().requires_grad_(False)

@@ -14,26 +14,63 @@ from middleware_api.container.prompt_schedule import Clock, schedule_of
 _AND = re.compile(r"\bAND\b")
 _WEIGHT = re.compile(r"\s*:\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
 
-Encode = Callable[[Sequence[str]], list[Tensor]]
-"""A schedule's texts to one (tokens, width) each."""
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as the text encoders read it: (tokens, width), and its whole meaning, (width,), for
+    families whose UNet is told that too."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
+Encode = Callable[[Sequence[str]], list[Reading]]
+"""A schedule's texts to one reading each."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One subprompt over a pass: each (tokens, width) holds up to its call, counted from 0."""
+    """One subprompt over a pass: each reading holds up to its call, counted from 0."""
 
     until: tuple[int, ...]
-    states: tuple[Tensor, ...]
+    states: tuple[Reading, ...]
 
-    def at(self, call: int) -> Tensor:
+    def at(self, call: int) -> Reading:
         """A call behind the last one reads what the first one read, as in the WebUI."""
         reached = zip(self.until, self.states, strict=True)
         return next((state for until, state in reached if call <= until), self.states[0])
 
     @property
     def n_bytes(self) -> int:
-        distinct = {id(state): state for state in self.states}
-        return sum(s.numel() * s.element_size() for s in distinct.values())
+        tensors = [t for s in self.states for t in (s.tokens, s.pooled) if t is not None]
+        distinct = {id(tensor): tensor for tensor in tensors}
+        return sum(t.numel() * t.element_size() for t in distinct.values())
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the UNet is told at once: (texts, tokens, width), and beside it what SDXL's also read.
+
+    `beside` are the pooled texts, (texts, width), and the numbers of sizes or score for each.
+    """
+
+    tokens: Tensor
+    beside: tuple[Tensor, Tensor] | None = None
+
+    def and_also(self, other: Texts) -> Texts:
+        """Both; they must be of one length."""
+        tokens = torch.cat([self.tokens, other.tokens])
+        if self.beside is None or other.beside is None:
+            return Texts(tokens)
+        pooled, numbers = map(torch.cat, zip(self.beside, other.beside, strict=True))
+        return Texts(tokens, (pooled, numbers))
+
+    def repeated(self, count: int) -> Texts:
+        """Each as often as there are pictures in a batch, one text after the other."""
+        if self.beside is None:
+            return Texts(self.tokens.repeat_interleave(count, dim=0))
+        pooled, numbers = (each.repeat_interleave(count, dim=0) for each in self.beside)
+        return Texts(self.tokens.repeat_interleave(count, dim=0), (pooled, numbers))
 
 
 @dataclass(frozen=True)
@@ -41,36 +78,40 @@ class Guidance:
     """Towards each subprompt by its weight, away from the negative prompt.
 
     `filler` is an empty chunk, to make the shorter side as long as the other; None leaves both as
-    they are.
+    they are. `numbers` are told beside the subprompts, `away_numbers` beside the negative prompt.
     """
 
     towards: tuple[tuple[Conditioning, float], ...]
     away: Conditioning
     filler: Tensor | None = None
+    numbers: tuple[float, ...] = ()
+    away_numbers: tuple[float, ...] = ()
 
     @property
     def weights(self) -> tuple[float, ...]:
         return tuple(weight for _, weight in self.towards)
 
-    def at(self, call: int) -> tuple[Tensor, Tensor]:
-        """(subprompts, tokens, width) and the negative prompt's (1, tokens, width)."""
-        states = [conditioning.at(call) for conditioning, _ in self.towards]
-        longest = max(map(len, states))
-        towards = torch.stack([_lengthened(state, longest, state[-1:]) for state in states])
-        away = self.away.at(call)[None]
+    def at(self, call: int) -> tuple[Texts, Texts]:
+        """The subprompts, and the negative prompt."""
+        towards = [conditioning.at(call) for conditioning, _ in self.towards]
+        away = [self.away.at(call)]
+        length = max(len(reading.tokens) for reading in towards)
+        side = _side(towards, length, None, self.numbers)
         if self.filler is None:
-            return towards, away
-        length = max(longest, away.shape[1])
-        padded = (
-            torch.stack([_lengthened(state, length, self.filler) for state in side])
-            for side in (towards, away)
+            return side, _side(away, len(away[0].tokens), None, self.away_numbers)
+        # First as long as each other, then as long as the negative prompt.
+        padded = [Reading(tokens) for tokens in side.tokens]
+        length = max(length, len(away[0].tokens))
+        longer = _side(padded, length, self.filler, ())
+        return (
+            Texts(longer.tokens, side.beside),
+            _side(away, length, self.filler, self.away_numbers),
         )
-        return next(padded), next(padded)
 
     def is_padded_at(self, call: int) -> bool:
         """Whether one side is made longer then."""
-        longest = max(len(conditioning.at(call)) for conditioning, _ in self.towards)
-        return self.filler is not None and longest != len(self.away.at(call))
+        longest = max(len(conditioning.at(call).tokens) for conditioning, _ in self.towards)
+        return self.filler is not None and longest != len(self.away.at(call).tokens)
 
 
 def subprompts_of(prompt: str) -> list[tuple[str, float]]:
@@ -90,6 +131,21 @@ def conditioning_of(text: str, clock: Clock, encode: Encode) -> Conditioning:
     return Conditioning(tuple(each.until for each in words), tuple(states))
 
 
-def _lengthened(state: Tensor, length: int, filler: Tensor) -> Tensor:
+def _side(
+    readings: Sequence[Reading], length: int, filler: Tensor | None, numbers: tuple[float, ...]
+) -> Texts:
+    """All of one length: without a filler the last token goes on."""
+    tokens = torch.stack([_lengthened(each.tokens, length, filler) for each in readings])
+    pooled = [each.pooled for each in readings if each.pooled is not None]
+    if not pooled:
+        return Texts(tokens)
+    told = torch.tensor([numbers] * len(pooled), device=tokens.device)
+    return Texts(tokens, (torch.stack(pooled), told))
+
+
+def _lengthened(state: Tensor, length: int, filler: Tensor | None) -> Tensor:
     missing = length - len(state)
-    return state if not missing else torch.cat([state, filler.repeat(missing // len(filler), 1)])
+    if not missing:
+        return state
+    more = state[-1:] if filler is None else filler
+    return torch.cat([state, more.repeat(missing // len(more), 1)])

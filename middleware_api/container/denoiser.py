@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from middleware_api.container.conditioning import Guidance
+from middleware_api.container.conditioning import Guidance, Texts
+from middleware_api.container.prediction import Prediction
 from middleware_api.container.schedules import share_done
 
 
@@ -18,6 +19,8 @@ class Moment:
 
     `call` counts the guesses of the pass from 0; samplers of second order make two a step.
     `cfg_share` is the part of the CFG scale that is meant. Not `guided`: by the prompt alone.
+    `picture`, (1 or batch, 5, height, width), is what an inpainting model is shown beside the
+    latent: the mask, and the latent of what it leaves.
     """
 
     sigma: float
@@ -25,6 +28,7 @@ class Moment:
     call: int
     cfg_share: float = 1.0
     guided: bool = True
+    picture: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,33 +54,59 @@ class Guided:
     guidance: Guidance
     cfg_scale: float
     dtype: torch.dtype
+    prediction: Prediction = Prediction.NOISE
+    sees_picture: bool = False
 
     def __call__(self, x: Tensor, at: Moment) -> Guess:
-        scaled = (x / (at.sigma**2 + 1) ** 0.5).to(self.dtype)
+        scaled = self._shown(x / (at.sigma**2 + 1) ** 0.5, at).to(self.dtype)
         time = torch.tensor([at.timestep], device=x.device)
         towards, away = self.guidance.at(at.call)
         weights, scale = self.guidance.weights, self.cfg_scale * at.cfg_share
         if not at.guided or (scale == 1 and at.cfg_share == 1 and weights == (1.0,)):
-            guesses = self._predict(scaled, time, towards)
-            base, scale = guesses[0], 1.0
-        elif towards.shape[1] == away.shape[1]:  # all in one call
-            *guesses, base = self._predict(scaled, time, torch.cat([towards, away]))
+            answers = self._ask(scaled, time, towards)
+            base, scale = answers[0], 1.0
+        elif towards.tokens.shape[1] == away.tokens.shape[1]:  # all in one call
+            *answers, base = self._ask(scaled, time, towards.and_also(away))
         else:
-            guesses = self._predict(scaled, time, towards)
-            (base,) = self._predict(scaled, time, away)
-        noise = base
-        for guess, weight in zip(guesses, weights, strict=True):
-            noise = noise + (guess - base) * (weight * scale)
-        return Guess(x - noise * at.sigma, x - base * at.sigma)
+            answers = self._ask(scaled, time, towards)
+            (base,) = self._ask(scaled, time, away)
+        answer = base
+        for towards_one, weight in zip(answers, weights, strict=True):
+            answer = answer + (towards_one - base) * (weight * scale)
+        return Guess(self._clean(x, answer, at.sigma), self._clean(x, base, at.sigma))
 
-    def _predict(self, scaled: Tensor, time: Tensor, states: Tensor) -> list[Tensor]:
-        """The noise in each latent as each of the (n, tokens, width) sees it, in one call."""
-        count = scaled.shape[0]
-        latents = scaled.repeat(len(states), 1, 1, 1)
-        texts = states.to(scaled).repeat_interleave(count, dim=0)
-        times = time.expand(len(latents))
-        predicted: Tensor = self.unet(latents, times, texts, return_dict=False)[0]
-        return [*predicted.float().chunk(len(states))]
+    def _clean(self, x: Tensor, answer: Tensor, sigma: float) -> Tensor:
+        """The clean latent by what the UNet says of a noisy one."""
+        if self.prediction is Prediction.NOISE:
+            return x - answer * sigma
+        spread: float = sigma**2 + 1
+        clean: Tensor = x / spread - answer * (sigma / spread**0.5)
+        return clean
+
+    def _shown(self, scaled: Tensor, at: Moment) -> Tensor:
+        """With what an inpainting model sees beside it."""
+        if not self.sees_picture or at.picture is None:
+            return scaled
+        picture = at.picture.expand(len(scaled), -1, -1, -1)
+        return torch.cat([scaled, picture.to(scaled)], dim=1)
+
+    def _ask(self, scaled: Tensor, time: Tensor, texts: Texts) -> list[Tensor]:
+        """What the UNet says of each latent by each of the texts, in one call."""
+        n, count = len(texts.tokens), len(scaled)
+        latents = scaled.repeat(n, 1, 1, 1)
+        told = texts.repeated(count)
+        beside = None
+        if told.beside is not None:
+            pooled, numbers = (each.to(scaled) for each in told.beside)
+            beside = {"text_embeds": pooled, "time_ids": numbers}
+        answer: Tensor = self.unet(
+            latents,
+            time.expand(len(latents)),
+            told.tokens.to(scaled),
+            added_cond_kwargs=beside,
+            return_dict=False,
+        )[0]
+        return [*answer.float().chunk(n)]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from middleware_api.container.checkpoint import (
     load_autoencoder,
     load_checkpoint,
 )
-from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS, VAE_SCALE
+from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
 from middleware_api.container.denoiser import Guided, Refined
 from middleware_api.container.embeddings import Embedding, load_embedding
 from middleware_api.container.errors import BadRequest
@@ -95,7 +95,7 @@ _Network = TypeVar("_Network", Lora, Embedding, Hypernetwork)
 
 
 class Engine:
-    """Stable Diffusion 1.x with diffusers' modules and our own samplers. One job at a time."""
+    """Stable Diffusion with diffusers' modules and our own samplers. One job at a time."""
 
     def __init__(self, device: torch.device, cache_bytes: int, prompts: PromptEncoder) -> None:
         self._device = device
@@ -259,12 +259,15 @@ class Engine:
     def _asks(self, request: GenerationRequest) -> list[Ask]:
         """What each pass is to show."""
         calls = request.sampler.calls(request.steps)
-        first = Ask(request.prompt, request.negative_prompt, Clock(calls), request.text)
+        size = (request.width, request.height)
+        first = Ask(request.prompt, request.negative_prompt, Clock(calls), request.text, size)
         hires = request.hires
         if hires is None:
             return [first]
         clock = Clock(hires.sampler.calls(hires.steps), before=calls)
-        return [first, Ask(hires.prompt, hires.negative_prompt, clock, request.text)]
+        target = hires.target(*size)
+        size = (target.width, target.height)
+        return [first, Ask(hires.prompt, hires.negative_prompt, clock, request.text, size)]
 
     def _pass(
         self,
@@ -282,7 +285,9 @@ class Engine:
         self, model: StableDiffusion, ask: Ask, cfg_scale: float, networks: JobNetworks
     ) -> Guided:
         guidance = self._prompts.guidance(model, ask, networks)
-        return Guided(model.unet, guidance, cfg_scale, self._dtype)
+        return Guided(
+            model.unet, guidance, cfg_scale, self._dtype, model.prediction, model.is_inpainting
+        )
 
     def _sample(
         self,
@@ -346,11 +351,11 @@ class Engine:
         if seed is not None:
             noise = torch.randn(latent.shape, generator=generator_of(seed))
             latent = latent + seen.std.float() * noise.to(self._device)
-        return latent * VAE_SCALE
+        return latent * model.vae_scale
 
     def _decode(self, model: StableDiffusion, latent: Tensor) -> Image.Image:
         """One at a time, so that a picture does not depend on its batch."""
-        scaled = latent[None].to(self._dtype) / VAE_SCALE
+        scaled = latent[None].to(self._dtype) / model.vae_scale
         return pictures.to_picture(model.vae.decode(scaled).sample[0])
 
 

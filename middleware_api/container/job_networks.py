@@ -49,8 +49,7 @@ class JobNetworks:
 
     def embeddings(self, model: StableDiffusion) -> list[Embedding]:
         """Those that this model can read."""
-        width = _width(model)
-        return [each for each in self._embeddings if each.vectors.shape[1] == width]
+        return [each for each in self._embeddings if each.widths == _widths(model)]
 
     def problems(self, model: StableDiffusion, asked: Networks) -> list[str]:
         """A sentence for each network that the pictures will not show in full."""
@@ -64,9 +63,8 @@ class JobNetworks:
             found.append(
                 f"LoRA {name}: {count} of its layers do not fit {model.name} and were left out."
             )
-        width = _width(model)
         for each in self._embeddings:
-            if each.vectors.shape[1] != width:
+            if each.widths != _widths(model):
                 found.append(
                     f"Embedding {each.name} was made for another kind of model than {model.name} "
                     "and was left out."
@@ -85,8 +83,9 @@ class JobNetworks:
         return next(iter([*named, *(one for one in self._loras if one.alias == ask.name)]), None)
 
 
-def _width(model: StableDiffusion) -> int:
-    return int(model.text_encoder.config.hidden_size)
+def _widths(model: StableDiffusion) -> dict[str, int]:
+    """What an embedding must have for this model's encoders."""
+    return {each.source.embedding: each.width for each in model.text_encoders}
 
 
 def _missing(kind: str, name: str, folder: str) -> str:

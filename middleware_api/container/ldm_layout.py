@@ -1,4 +1,4 @@
-"""Names of SD 1.x tensors in LDM single files, from those of diffusers and transformers.
+"""Names of tensors in LDM single files, from those of diffusers and transformers.
 
 The reverse of diffusers' `convert_ldm_unet_checkpoint` and `convert_ldm_vae_checkpoint`. The
 architecture's depth is read from the keys, so miniatures are written as well as SD 1.5 itself.
@@ -29,6 +29,8 @@ _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 _VAE_ATTENTION = {
     "group_norm": "norm",

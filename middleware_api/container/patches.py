@@ -82,7 +82,7 @@ def patch_of(
         left_out = 0
         for name, layer in used.lora.layers.items():
             target = targets.get(name)
-            weight = used.text if name.startswith(_TEXT_NAMES) else used.unet
+            weight = used.text if name.startswith(_TEXT) else used.unet
             if target is None or not _add(changed, target, layer, weight, used.rank):
                 left_out += 1
         if left_out:
@@ -94,7 +94,7 @@ def patch_of(
     return Patch(parameters, _attention_hooks(model.unet, hypernetworks), unfit)
 
 
-_TEXT_NAMES = ("lora_te_text_model_", "lora_te1_text_model_")
+_TEXT = "lora_te"
 
 
 def _targets(model: StableDiffusion) -> dict[str, nn.Module]:
@@ -108,9 +108,10 @@ def _targets(model: StableDiffusion) -> dict[str, nn.Module]:
         # What checkpoint.py wraps around an upsampler has no place in files' names.
         for known in (key.replace(".doubling.", "."), ldm_key.removeprefix(UNET_PREFIX)):
             targets["lora_unet_" + known.removesuffix(".weight").replace(".", "_")] = module
-    for name, module in model.text_encoder.named_modules():
-        for prefix in _TEXT_NAMES:
-            targets[prefix + name.removeprefix("text_model.").replace(".", "_")] = module
+    for encoder in model.text_encoders:
+        for name, module in encoder.module.named_modules():
+            for prefix in encoder.source.lora:
+                targets[prefix + name.replace(".", "_")] = module
     return targets
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.conditioning import (
     Conditioning,
     Guidance,
+    Reading,
     conditioning_of,
     subprompts_of,
 )
 from middleware_api.container.embeddings import Embedding
 from middleware_api.container.emphasis import Emphasis
+from middleware_api.container.families import SDXL_REFINER
 from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.model_cache import ModelCache
 from middleware_api.container.prompt_networks import Networks, networks_of, without_networks
@@ -29,12 +31,13 @@ _FORBIDDEN_IN_NAMES = str.maketrans("", "", ":,")
 
 @dataclass(frozen=True)
 class Ask:
-    """A pass's prompts, its calls of the model, and how they are to be read."""
+    """A pass's prompts, its calls of the model, how to read them, and its (width, height)."""
 
     positive: str
     negative: str
     clock: Clock
     settings: TextSettings
+    size: tuple[int, int]
 
     @property
     def networks(self) -> Networks:
@@ -59,9 +62,13 @@ class PromptReader:
         def read(text: str, clock: Clock = ask.clock) -> Conditioning:
             return self._read(model, text, clock, ask, networks)
 
-        filler = read("", Clock(1)).states[0] if ask.settings.pads else None
+        filler = read("", Clock(1)).states[0].tokens if ask.settings.pads else None
         towards = tuple((read(text), weight) for text, weight in ask.subprompts)
-        return Guidance(towards, read(ask.negative), filler)
+        away = read(ask.negative)
+        if model.family.is_xl and _says_nothing(ask):
+            away = _silent(away)
+        high, low = ask.settings.telling.scores
+        return Guidance(towards, away, filler, _told(model, ask, high), _told(model, ask, low))
 
     def _read(
         self, model: StableDiffusion, text: str, clock: Clock, ask: Ask, networks: JobNetworks
@@ -70,11 +77,11 @@ class PromptReader:
         embeddings = networks.embeddings(model)
         loras = [(each.lora.hash, each.text, each.rank) for each in networks.loras(asked)]
         words = [(each.name, each.sha256) for each in embeddings]
-        how = (settings.clip_skip, settings.emphasis, settings.backtrack)
+        how = (settings.clip_skip, settings.emphasis, settings.backtrack, settings.skips_in_xl)
 
-        def encode(texts: Sequence[str]) -> list[Tensor]:
+        def encode(texts: Sequence[str]) -> list[Reading]:
             with networks.patch(model, asked).applied():
-                return self._encoder.encode(model.text_encoder, texts, settings, embeddings)
+                return self._encoder.encode(model.text_encoders, texts, settings, embeddings)
 
         key = repr((model.name, model.sha256, loras, words, how, clock, text))
         with self._kept.use(key, 0, lambda: conditioning_of(text, clock, encode)) as found:
@@ -122,3 +129,27 @@ class PromptReader:
                 ]
                 hashes = [*own, *hashes]
         return hashes
+
+
+def _says_nothing(ask: Ask) -> bool:
+    """Whether the negative prompt is empty all the way, for which SDXL has zeros in its place."""
+    return all(words.text == "" for words in schedule_of(ask.negative, ask.clock))
+
+
+def _silent(conditioning: Conditioning) -> Conditioning:
+    def silent(reading: Reading) -> Reading:
+        pooled = None if reading.pooled is None else torch.zeros_like(reading.pooled)
+        return Reading(torch.zeros_like(reading.tokens), pooled)
+
+    return Conditioning(conditioning.until, tuple(map(silent, conditioning.states)))
+
+
+def _told(model: StableDiffusion, ask: Ask, score: float) -> tuple[float, ...]:
+    """The numbers beside a text: the size that the picture has had, where it was cut, and the size
+    that it is to have or, for a refiner, the score."""
+    if not model.family.is_xl:
+        return ()
+    width, height = ask.size
+    size = (float(height), float(width))
+    end = (score,) if model.family is SDXL_REFINER else size
+    return (*size, *map(float, ask.settings.telling.crop), *end)

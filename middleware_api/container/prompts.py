@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
+from middleware_api.container.conditioning import Reading
 from middleware_api.container.embeddings import Embedding
 from middleware_api.container.emphasis import Emphasis, weighted_parts
+from middleware_api.container.families import Layout
+from middleware_api.container.text_encoders import TextEncoder
 from middleware_api.container.text_settings import TextSettings
 
 TOKENIZER_FOLDER = Path(__file__).parent / "clip_tokenizer"
@@ -22,7 +26,7 @@ _CALL_TEXTS = 16  # texts that go through the text encoder at once
 
 
 class PromptEncoder:
-    """CLIP's tokenizer beside whichever text encoder a checkpoint brings."""
+    """CLIP's tokenizer beside whichever text encoders a checkpoint brings."""
 
     def __init__(self, folder: Path = TOKENIZER_FOLDER) -> None:
         self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -31,24 +35,34 @@ class PromptEncoder:
     @torch.inference_mode()
     def encode(
         self,
-        text_encoder: CLIPTextModel,
+        text_encoders: Sequence[TextEncoder],
         texts: Sequence[str],
         settings: TextSettings,
         embeddings: Sequence[Embedding] = (),
-    ) -> list[Tensor]:
-        """Each text's (tokens, width), all of as many chunks of 77 as the longest one needs.
+    ) -> list[Reading]:
+        """Each text as all encoders read it, side by side.
 
-        The texts of one prompt's schedule belong into one call: "Original" emphasis keeps the mean
-        of them all.
+        All are of as many chunks of 77 tokens as the longest one needs. The texts of one prompt's
+        schedule belong into one call: "Original" emphasis keeps the mean of them all.
         """
         counts = Counter(texts)
-        chunks = {text: self._chunks(text, settings, embeddings) for text in counts}
-        encoded = []
-        for i in range(max(map(len, chunks.values()))):
-            column = [own[i] if i < len(own) else _Chunk() for own in chunks.values()]
-            states = self._read(text_encoder, column, settings.clip_skip)
-            encoded.append(_emphasised(states, column, [*counts.values()], settings.emphasis))
-        by_text = dict(zip(counts, torch.cat(encoded, dim=1), strict=True))
+        read = [
+            [self._chunks(_as_read_by(encoder, text), settings, embeddings) for text in counts]
+            for encoder in text_encoders
+        ]
+        length = max(len(chunks) for column in read for chunks in column)
+        sides, pooled = [], None
+        for encoder, column in zip(text_encoders, read, strict=True):
+            chunks = []
+            for i in range(length):
+                some = [own[i] if i < len(own) else _Chunk() for own in column]
+                states, meaning = self._read(encoder, some, settings)
+                chunks.append(_emphasised(states, some, [*counts.values()], settings.emphasis))
+                pooled = meaning if pooled is None else pooled  # the first chunk's, as in the WebUI
+            sides.append(torch.cat(chunks, dim=1))
+        meanings = [None] * len(counts) if pooled is None else [*pooled]
+        readings = map(Reading, torch.cat(sides, dim=-1), meanings)
+        by_text = dict(zip(counts, readings, strict=True))
         return [by_text[text] for text in texts]
 
     def embeddings_in(
@@ -77,21 +91,24 @@ class PromptEncoder:
         return writer.finish()
 
     def _read(
-        self, text_encoder: CLIPTextModel, chunks: Sequence[_Chunk], clip_skip: int
-    ) -> Tensor:
-        """(chunks, 77, width) from the chosen layer."""
-        read = []
+        self, encoder: TextEncoder, chunks: Sequence[_Chunk], settings: TextSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        """(chunks, 77, width) from the layer that counts, and the pooled (chunks, width)."""
+        read, pooled = [], []
         for start in range(0, len(chunks), _CALL_TEXTS):
             some = chunks[start : start + _CALL_TEXTS]
-            ids = torch.tensor([self._ids(c) for c in some], device=text_encoder.device)
-            with _placed(text_encoder.embeddings.token_embedding, some):
-                layers = text_encoder(input_ids=ids, output_hidden_states=True).hidden_states
-            read.append(text_encoder.final_layer_norm(layers[-min(clip_skip, len(layers))]))
-        return torch.cat(read)
+            ids = [self._ids(chunk, encoder.source.layout) for chunk in some]
+            table = encoder.module.embeddings.token_embedding
+            with _placed(table, encoder.source.embedding, some):
+                found = encoder.read(torch.tensor(ids, device=encoder.module.device), settings)
+            read.append(found[0])
+            pooled += [] if found[1] is None else [found[1]]
+        return torch.cat(read), torch.cat(pooled) if pooled else None
 
-    def _ids(self, chunk: _Chunk) -> list[int]:
+    def _ids(self, chunk: _Chunk, layout: Layout) -> list[int]:
         begin, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        return [begin, *chunk.tokens, *[end] * (CHUNK_TOKENS + 1 - len(chunk.tokens))]
+        filler = end if layout is Layout.CLIP else 0
+        return [begin, *chunk.tokens, end, *[filler] * (CHUNK_TOKENS - len(chunk.tokens))]
 
     def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer(
@@ -133,7 +150,7 @@ class _Writer:
         if embedding is None:
             self._add([token], weight)
             return
-        count = len(embedding.vectors)
+        count = embedding.count
         if len(self._chunk.tokens) + count > CHUNK_TOKENS:
             self.next_chunk()
         self._chunk.placed.append((len(self._chunk.tokens), embedding))
@@ -165,14 +182,21 @@ class _Writer:
         self._chunk = moved
 
 
+def _as_read_by(encoder: TextEncoder, text: str) -> str:
+    """OpenCLIP's tokenizer reads a page's `&amp;` as what it stands for, even twice over."""
+    if encoder.source.layout is Layout.CLIP:
+        return text
+    return html.unescape(html.unescape(text))
+
+
 @contextmanager
-def _placed(table: nn.Module, chunks: Sequence[_Chunk]) -> Iterator[None]:
-    """Has embeddings' vectors take the place of their tokens'."""
+def _placed(table: nn.Module, key: str, chunks: Sequence[_Chunk]) -> Iterator[None]:
+    """Has embeddings' vectors for this encoder take the place of their tokens'."""
 
     def place(module: nn.Module, inputs: object, found: Tensor) -> Tensor:
         for own, chunk in zip(found, chunks, strict=True):
             for at, embedding in chunk.placed:
-                vectors = embedding.vectors[: len(own) - at - 1]
+                vectors = embedding.vectors[key][: len(own) - at - 1]
                 own[at + 1 : at + 1 + len(vectors)] = vectors.to(own)
         return found
 

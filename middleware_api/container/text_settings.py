@@ -5,20 +5,32 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from middleware_api import contract
 from middleware_api.container.emphasis import Emphasis
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields
 
 _CLIP_SKIP_MAX = 12
+_SCORE_MAX = 10
 _BACKTRACK_MAX = 74
 _COMMENT = re.compile(r"#[^\n]*(\n|$)")
 _COMMENT_LINE = re.compile(r"(^|\n)#[^\n]*(\n|$)")
 
 SETTINGS = {
     *("CLIP_stop_at_last_layers", "emphasis", "comma_padding_backtrack", "pad_cond_uncond"),
-    "enable_prompt_comments",
+    *("enable_prompt_comments", "sdxl_clip_l_skip", "sdxl_crop_top", "sdxl_crop_left"),
+    *("sdxl_refiner_low_aesthetic_score", "sdxl_refiner_high_aesthetic_score"),
 }
 """The names in `override_settings` that are read here."""
+
+
+@dataclass(frozen=True)
+class TellingSettings:
+    """What SDXL's models are told beside the prompts: where the picture was cut, (top, left), and
+    to its refiner how good it is said to be, by the prompt and by the negative prompt."""
+
+    crop: tuple[int, int] = (0, 0)
+    scores: tuple[float, float] = (6.0, 2.5)
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class TextSettings:
     A word that a chunk of tokens would tear from its comma goes to the next chunk whole, if it is
     no longer than `backtrack` tokens. `pads` makes the shorter of prompt and negative prompt as
     long as the other, by empty chunks. Without `networks`, `<lora:...>` and its like do nothing.
+    `skips_in_xl`: CLIP skip counts for the first of SDXL's encoders, not for SD 1.x alone.
     """
 
     clip_skip: int = 1
@@ -35,6 +48,8 @@ class TextSettings:
     backtrack: int = 20
     pads: bool = False
     networks: bool = True
+    skips_in_xl: bool = False
+    telling: TellingSettings = TellingSettings()
 
 
 def read_text_settings(fields: Fields, settings: Fields) -> TextSettings:
@@ -45,6 +60,17 @@ def read_text_settings(fields: Fields, settings: Fields) -> TextSettings:
         backtrack=settings.integer("comma_padding_backtrack", 20, 0, _BACKTRACK_MAX),
         pads=settings.flag("pad_cond_uncond"),
         networks=not fields.flag("disable_extra_networks"),
+        skips_in_xl=settings.flag("sdxl_clip_l_skip"),
+        telling=TellingSettings(
+            crop=(
+                settings.integer("sdxl_crop_top", 0, 0, contract.SIZE_MAX),
+                settings.integer("sdxl_crop_left", 0, 0, contract.SIZE_MAX),
+            ),
+            scores=(
+                settings.number("sdxl_refiner_high_aesthetic_score", 6.0, 0, _SCORE_MAX),
+                settings.number("sdxl_refiner_low_aesthetic_score", 2.5, 0, _SCORE_MAX),
+            ),
+        ),
     )
 
 
