@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
-from middleware_api.ports import Endpoints, Imports, Objects, Records, TrainingJobs
+from middleware_api.ports import Endpoints, Objects, Records, Runners, TrainingJobs
 from middleware_api.remote_files import RemoteFiles
 from middleware_api.services.access import AccessService
 from middleware_api.services.admission import AdmissionService
@@ -20,6 +20,7 @@ from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
 from middleware_api.services.prefetching import PrefetchService
 from middleware_api.services.training import TrainingService
+from middleware_api.services.verification import VerificationService
 from middleware_api.services.webui_api import WebUiService
 from middleware_api.services.webui_models import WebUiModels
 
@@ -34,7 +35,7 @@ def make_services(
     objects: Objects,
     endpoints: Endpoints,
     training_jobs: TrainingJobs,
-    imports: Imports,
+    runners: Runners,
     fetcher: RemoteFiles,
     admin_token: str,
     clock: Callable[[], float],
@@ -55,10 +56,10 @@ def make_services(
         new_id,
     )
     admission_service = AdmissionService(
-        records, objects, checkpoint_service, inference_service, clock
+        records, objects, checkpoint_service, inference_service, runners, clock
     )
     import_service = ImportService(
-        records, objects, imports, fetcher, checkpoint_service, admission_service, clock, new_id
+        records, objects, runners, fetcher, checkpoint_service, admission_service, clock, new_id
     )
     merging_service = MergingService(records, inference_service, checkpoint_service, new_id)
     dataset_service = DatasetService(records, objects, clock, new_id)
@@ -80,6 +81,9 @@ def make_services(
         endpoints=endpoint_service,
         checkpoints=checkpoint_service,
         imports=import_service,
+        verification=VerificationService(
+            records, objects, runners, checkpoint_service, admission_service, clock
+        ),
         admission=admission_service,
         prefetching=PrefetchService(
             inference_service, checkpoint_service, endpoint_service, new_id

@@ -51,6 +51,15 @@ class CheckpointState(str, Enum):
     FAILED = "Fail"
 
 
+class CheckpointStep(str, Enum):
+    """What an `Initial` checkpoint is at, on its way to `Active`."""
+
+    UPLOADING = "uploading"
+    IMPORTING = "importing"
+    CHECKING = "checking"
+    CONVERTING = "converting"
+
+
 class CheckpointType(str, Enum):
     """Kinds of weights files; the values are also the first part of their object keys."""
 

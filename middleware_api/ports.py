@@ -110,6 +110,9 @@ class Objects(Protocol):
     bucket: str
     part_checksum: PartChecksum
     """Which checksum a part's PUT may carry, for the store to refuse bytes that do not fit."""
+    hash_max_bytes: int | None
+    """The largest object that a runner can read and hash in one call; None where the store
+    itself tells the hash of what it puts together."""
 
     def write(self, key: str, content: bytes) -> None:
         """Store a whole object; readers see the old one or the new one, never a mixture."""
@@ -261,13 +264,14 @@ class TrainingJobs(Protocol):
         a day after its end: until then the reconciler has asked."""
 
 
-class Imports(Protocol):
-    """Where imports of checkpoints run: outside of any request."""
+class Runners(Protocol):
+    """Where long work on a checkpoint is done, outside of any request: it is imported, or its
+    content checked."""
 
     def begin(self, checkpoint_id: str) -> None:
-        """Have `ImportService.go_on` called soon, until it says that there is nothing to do.
+        """Have `services.events.go_on` called soon, until it says that there is nothing to do.
 
-        The same import again, while it waits or runs, changes nothing.
+        The same checkpoint again, while it waits or is worked on, changes nothing.
         """
 
 

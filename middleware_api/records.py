@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from middleware_api.contract import (
     CheckpointState,
+    CheckpointStep,
     CheckpointType,
     DatasetState,
     DeploymentState,
@@ -20,6 +21,7 @@ from middleware_api.contract import (
     Scope,
     TaskType,
     TrainState,
+    is_pickled,
 )
 
 
@@ -121,7 +123,8 @@ class CheckpointFile:
     """One weights file: what was announced of it, and where its parts go.
 
     `size` (bytes) and `sha256` (hex) are the caller's words until the upload is complete, then
-    the store's. `upload_id` is empty once the bytes are in place. `original_name` and
+    the store's. `upload_id` is empty once the bytes are in place. `is_hashed` tells that `sha256`
+    is that of the stored bytes, and nobody's mere word. `original_name`, `original_size` and
     `original_sha256` are those of the pickled file that this one was converted from, if it was.
     """
 
@@ -132,7 +135,9 @@ class CheckpointFile:
     part_size: int
     size: int | None = None
     sha256: str | None = None
+    is_hashed: bool = False
     original_name: str = ""
+    original_size: int | None = None
     original_sha256: str | None = None
 
     @property
@@ -168,8 +173,9 @@ class Checkpoint(Record):
     An imported one has a source for each file, in the same order, and no files until all hosts
     have told their names. Until `leased_until` one runner has the import, and nobody else.
 
-    `arrived_at` is when the bytes of one that must be converted were all in place; `waits_for`
-    says in words what it waits for since then. `keep_original`: the pickled files stay.
+    `arrived_at` is when the bytes of one that could not become Active at once were all in place;
+    `waits_for` says in words what it waits for since then, and `checks` counts how often somebody
+    began to check its content. `keep_original`: the pickled files stay.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -182,8 +188,21 @@ class Checkpoint(Record):
     leased_until: float = 0.0
     arrived_at: float | None = None
     waits_for: str = ""
+    checks: int = 0
     keep_original: bool = False
     error: str = ""
+
+    @property
+    def step(self) -> CheckpointStep | None:
+        """What it is at; None in any other state than Initial."""
+        if self.state is not CheckpointState.INITIAL:
+            return None
+        if self.arrived_at is None:
+            return CheckpointStep.IMPORTING if self.sources else CheckpointStep.UPLOADING
+        is_checked = all(file.is_hashed for file in self.files)
+        if is_checked and any(is_pickled(file.name) for file in self.files):
+            return CheckpointStep.CONVERTING
+        return CheckpointStep.CHECKING
 
     @property
     def index_state(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -23,8 +24,15 @@ from middleware_api.api.waiting import Gateway
 from middleware_api.aws import handlers
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.middleware import OnAws
-from middleware_api.contract import CheckpointType, EndpointState, InferenceState
+from middleware_api.contract import (
+    CheckpointState,
+    CheckpointStep,
+    CheckpointType,
+    EndpointState,
+    InferenceState,
+)
 from middleware_api.records import Checkpoint, Endpoint, InferenceJob
+from middleware_api.services import admission
 from middleware_api.services.access import ADMIN
 from tests.aws import REGION, Aws, aws
 from tests.test_aws_endpoints import SETTINGS
@@ -325,7 +333,7 @@ def test_an_import_is_asked_for_by_a_message_and_hands_itself_on(deployment: Dep
     )
     assert status == 200
     (asked,) = deployment.messages()
-    assert asked == {"import": answer["checkpoint"]["id"]}
+    assert asked == {"checkpoint": answer["checkpoint"]["id"]}
     # A function whose time is nearly over does not begin; it asks for the next one.
     assert deployment.tell(asked, milliseconds=1000) == []
     assert deployment.messages() == [asked]
@@ -421,3 +429,20 @@ def test_progress_costs_the_same_number_of_calls_however_many_jobs_there_are(
 
 def _time_out(**_: object) -> None:
     raise ConnectTimeoutError(endpoint_url=f"https://dynamodb.{REGION}.amazonaws.com")
+
+
+def test_a_large_upload_is_checked_by_the_event_function(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "HASH_NOW_BYTES", 0)
+    waiting = deployment.checkpoint()
+    assert waiting.step is CheckpointStep.CHECKING
+    (asked,) = deployment.messages()
+    assert asked == {"checkpoint": waiting.id}
+    # A function whose time is nearly over does not begin; it asks for the next one.
+    assert deployment.tell(asked, milliseconds=1000) == []
+    assert deployment.messages() == [asked]
+    assert deployment.tell(asked, asked) == []
+    active = deployment.middleware.records.get(Checkpoint, waiting.id)
+    assert active.state is CheckpointState.ACTIVE
+    assert active.files[0].sha256 == hashlib.sha256(safetensors()).hexdigest()

@@ -21,12 +21,12 @@ from middleware_api.services.imports import (
     DEADLINE_SECONDS,
     FAILURES_ALLOWED,
     HEARTBEAT_SECONDS,
-    LEASE_SECONDS,
     PART_BYTES,
     RECONCILE_SECONDS,
     RESTARTS_ALLOWED,
     progress,
 )
+from middleware_api.services.leases import LEASE_SECONDS
 from tests.hostile_host import (
     ETAG,
     INSIDE,
@@ -108,9 +108,9 @@ class World(Services):
         """The same after the reconciler has begun its next try."""
         check_at = self.now_of(checkpoint).check_at
         assert check_at is not None
-        self.imports.begun.clear()
+        self.runners.begun.clear()
         self.pass_time(check_at - self.now)
-        assert self.imports.begun == [checkpoint.id]
+        assert self.runners.begun == [checkpoint.id]
         return self.run(checkpoint)
 
     def now_of(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -153,7 +153,7 @@ def test_an_import_becomes_a_checkpoint_that_requests_can_name(world: World) -> 
     world.answers[PATH] = Weights()
     begun = world.begin()
     assert (begun.state, begun.files, progress(begun)) == (CheckpointState.INITIAL, (), 0.0)
-    assert world.imports.begun == [begun.id]
+    assert world.runners.begun == [begun.id]
     assert world.outside.host.requests == []
     active = world.run(begun)
     assert (active.state, active.error, progress(active)) == (CheckpointState.ACTIVE, "", 1.0)
@@ -385,11 +385,11 @@ def test_an_import_whose_runner_is_silent_is_taken_up_by_another(world: World) -
     begun = world.begin()
 
     def take_over() -> None:
-        world.imports.begun.clear()
+        world.runners.begun.clear()
         world.pass_time(LEASE_SECONDS - 1)
-        assert world.imports.begun == []
+        assert world.runners.begun == []
         world.pass_time(2)
-        assert world.imports.begun == [begun.id]
+        assert world.runners.begun == [begun.id]
         assert world.run(begun).state is CheckpointState.ACTIVE
 
     hook = Hook(world, take_over)
@@ -405,22 +405,22 @@ def test_a_server_that_starts_goes_on_at_once(world: World) -> None:
     begun = world.begin()
 
     def restart() -> None:
-        world.imports.begun.clear()
+        world.runners.begun.clear()
         world.service.recover()
-        assert world.imports.begun == [begun.id]
+        assert world.runners.begun == [begun.id]
         assert world.run(begun).state is CheckpointState.ACTIVE
 
     world.run(begun, Hook(world, restart))
     world.service.recover()
-    assert world.imports.begun == [begun.id], "what has ended is left alone"
+    assert world.runners.begun == [begun.id], "what has ended is left alone"
 
 
 def test_an_order_that_was_lost_is_given_again(world: World) -> None:
     begun = world.begin()
     for _ in range(2):
-        world.imports.begun.clear()
+        world.runners.begun.clear()
         world.pass_time(RECONCILE_SECONDS)
-        assert world.imports.begun == [begun.id]
+        assert world.runners.begun == [begun.id]
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
@@ -524,11 +524,11 @@ def test_an_imported_file_of_torch_waits_for_its_conversion_and_is_fetched_once(
     assert "waits for an endpoint" in waiting.waits_for
     assert waiting.sources[0].url == ""
     asked = len(world.outside.host.requests)
-    world.imports.begun.clear()
+    world.runners.begun.clear()
     world.deploy("studio")
     world.pass_time(LEASE_SECONDS)
     world.service.recover()
-    assert world.imports.begun == []
+    assert world.runners.begun == []
     assert world.run(waiting) == world.now_of(waiting)
     assert len(world.outside.host.requests) == asked
     assert list(world.compute.orders) == [conversion_id(begun.id)]
@@ -560,7 +560,7 @@ def test_an_imported_checkpoint_is_disabled_and_enabled_like_any_other(world: Wo
 def test_the_same_key_is_the_same_import(world: World) -> None:
     first = world.service.create(ME, KIND, [HERE], {}, "key")
     assert world.service.create(ME, KIND, [HERE], {}, "key") == first
-    assert world.imports.begun == [first.id]
+    assert world.runners.begun == [first.id]
     with pytest.raises(Conflict, match="used for another request"):
         world.service.create(ME, KIND, [HERE], {"message": "other"}, "key")
 

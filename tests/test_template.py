@@ -129,6 +129,10 @@ def test_the_functions_may_do_what_their_code_calls_and_nothing_else(template: J
     assert allowed - LAMBDAS_OWN == needed | {"iam:PassRole"}
 
 
+def test_the_event_function_may_hand_work_on_to_itself(template: Json) -> None:
+    assert "sqs:SendMessage" in actions_of(template, "EventRole")
+
+
 def test_the_table_is_the_one_that_the_adapter_reads(template: Json) -> None:
     table = of_type(template, "AWS::DynamoDB::Table")["Table"]
     assert {name: table[name] for name in schema()} == schema()

@@ -101,7 +101,7 @@ def rehearsal(tmp_path: Path) -> Iterator[Rehearsal]:
         middleware.objects,
         middleware.endpoints,
         training,
-        middleware.imports,
+        middleware.runners,
         NO_FETCHER,
         ADMIN_TOKEN,
         time.time,

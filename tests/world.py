@@ -92,8 +92,8 @@ class PretendEndpoints:
 
 
 @dataclass
-class PretendImports:
-    """Remembers which imports were to be gone on with."""
+class PretendRunners:
+    """Remembers which checkpoints were to be gone on with."""
 
     begun: list[str] = field(default_factory=list)
 
@@ -111,13 +111,13 @@ class World:
         self.objects = FolderObjects(folder, b"key", "http://store.test", self.clock)
         self.compute = PretendEndpoints()
         self.training = PretendTrainingJobs()
-        self.imports = PretendImports()
+        self.runners = PretendRunners()
         self.services = make_services(
             self.records,
             self.objects,
             self.compute,
             self.training,
-            self.imports,
+            self.runners,
             fetcher,
             ADMIN_TOKEN,
             self.clock,

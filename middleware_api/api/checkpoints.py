@@ -69,6 +69,7 @@ def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
             params=_shown_params(checkpoint),
             sources=[source.shown_url for source in checkpoint.sources],
             progress=progress(checkpoint),
+            step=checkpoint.step,
             message=checkpoint.waits_for,
             error=checkpoint.error,
         )
@@ -86,6 +87,7 @@ def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
             sha256=[file.original_sha256 or file.sha256 or "" for file in checkpoint.files],
             sources=[source.shown_url for source in checkpoint.sources],
             progress=progress(checkpoint),
+            step=checkpoint.step,
             message=checkpoint.waits_for,
             error=checkpoint.error,
         )
@@ -146,7 +148,8 @@ def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
     ) -> CheckpointAnswer:
         """Finish an upload (`Active` with its parts' tags), give it up, disable or enable.
 
-        Files are examined first; those of torch are converted, and it is Initial until then.
+        Files are examined first; it is Initial while they are checked, and those of torch
+        converted.
         """
         checkpoint = service.get_own(principal, body.checkpoint_id)
         if body.multi_parts_tags:

@@ -42,6 +42,7 @@ from middleware_api.contract import (
     SUBMITTABLE_TASKS,
     WEIGHTS_SCHEMA_PATTERN,
     CheckpointState,
+    CheckpointStep,
     CheckpointType,
     DatasetState,
     DeploymentState,
@@ -597,8 +598,9 @@ class CheckpointSummary(Answer):
     """A checkpoint in short.
 
     `sources` are the URLs that it is imported from, without their queries; `progress` is 0..1 of
-    such an import, null for an upload or where a host does not tell its file's size. `message`
-    says what an `Initial` one waits for once its bytes are all here.
+    such an import, null for an upload or where a host does not tell its file's size. `step` is
+    what an `Initial` one is at, else null; `message` says what it waits for once its bytes are all
+    here.
     """
 
     id: str
@@ -608,6 +610,7 @@ class CheckpointSummary(Answer):
     params: dict[str, Any]
     sources: list[str]
     progress: float | None
+    step: CheckpointStep | None
     message: str
     error: str
 
@@ -678,6 +681,7 @@ class CheckpointListItem(Answer):
     sha256: list[str]
     sources: list[str]
     progress: float | None
+    step: CheckpointStep | None
     message: str
     error: str
 

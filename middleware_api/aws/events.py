@@ -1,4 +1,4 @@
-"""What comes in by the queue: SageMaker's events, the ends of invocations, and our own imports."""
+"""What comes in by the queue: SageMaker's events, the ends of invocations, and our own orders."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from middleware_api import contract
 from middleware_api.aws.endpoints import endpoint_state
-from middleware_api.aws.imports import IMPORT_FIELD
+from middleware_api.aws.runners import CHECKPOINT_FIELD
 from middleware_api.aws.training import training_status
 from middleware_api.contract import EndpointState, Outcome
 from middleware_api.errors import NotFound
 from middleware_api.ports import (
     EndpointChanged,
     EventSink,
-    Imports,
     InvocationFinished,
     Objects,
+    Runners,
     TrainingChanged,
 )
-from middleware_api.services.imports import ImportService
+from middleware_api.services.events import Services, go_on
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ class MessageHandler:
 
     sink: EventSink
     objects: Objects
-    imports: Imports
-    import_service: ImportService
+    runners: Runners
+    services: Services
     prefix: str
 
     def handle(self, body: str, enough: Callable[[], bool]) -> None:
         """`enough` tells when the function's time is nearly over. Raises ValueError for a
         message of no known kind."""
         message: dict[str, Any] = json.loads(body)
-        if IMPORT_FIELD in message:
-            self._import(message[IMPORT_FIELD], enough)
+        if CHECKPOINT_FIELD in message:
+            self._go_on(message[CHECKPOINT_FIELD], enough)
         elif message.get("Type") == "Notification":
             self._invocation(json.loads(message["Message"]))
         elif message.get("detail-type") == ENDPOINT_CHANGE:
@@ -58,9 +58,9 @@ class MessageHandler:
         else:
             raise ValueError(f"a message of no known kind, with the fields {sorted(message)}")
 
-    def _import(self, checkpoint_id: str, enough: Callable[[], bool]) -> None:
-        if not self.import_service.go_on(checkpoint_id, enough):
-            self.imports.begin(checkpoint_id)
+    def _go_on(self, checkpoint_id: str, enough: Callable[[], bool]) -> None:
+        if not go_on(self.services, checkpoint_id, enough):
+            self.runners.begin(checkpoint_id)
 
     def _invocation(self, told: dict[str, Any]) -> None:
         """The container's own outcome says more than SageMaker does, and has the same words as

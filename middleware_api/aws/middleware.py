@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.endpoints import SageMakerEndpoints
 from middleware_api.aws.events import MessageHandler
-from middleware_api.aws.imports import QueuedImports
 from middleware_api.aws.objects import S3Objects
 from middleware_api.aws.records import DynamoRecords
+from middleware_api.aws.runners import QueuedRunners
 from middleware_api.aws.settings import AwsSettings
 from middleware_api.aws.training import SageMakerTrainingJobs
 from middleware_api.bootstrap import make_services
@@ -48,19 +48,17 @@ def on_aws(settings: AwsSettings, clients: Clients) -> OnAws:
     records = DynamoRecords(clients.dynamodb, settings.table, time.time)
     objects = S3Objects(clients.s3, settings.bucket)
     endpoints = SageMakerEndpoints(clients, settings, records, objects, time.time)
-    imports = QueuedImports(clients, settings.events_queue_url)
+    runners = QueuedRunners(clients, settings.events_queue_url)
     secret = clients.secrets.get_secret_value(SecretId=settings.admin_token_secret)
     services = make_services(
         records,
         objects,
         endpoints,
         SageMakerTrainingJobs(clients, settings),
-        imports,
+        runners,
         _LateFetcher(),
         secret["SecretString"],
         time.time,
     )
-    messages = MessageHandler(
-        EventHandlers(services), objects, imports, services.imports, settings.prefix
-    )
+    messages = MessageHandler(EventHandlers(services), objects, runners, services, settings.prefix)
     return OnAws(services, records, objects, messages)

@@ -26,6 +26,9 @@ class S3Objects:
     # The one that S3 takes without having signed it: every x-amz-checksum-* would have to be
     # known when the URL is made.
     part_checksum: PartChecksum = "md5"
+    # The event function has 15 minutes, of which it keeps 90 seconds: at 43 MB a second that is
+    # so much, and as much as an import may have.
+    hash_max_bytes: int | None = 32 * 1024**3
 
     def __init__(self, s3: Any, bucket: str) -> None:
         """`s3` is a boto3 client that signs by version 4."""

@@ -7,22 +7,23 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from middleware_api.bootstrap import make_services
 from middleware_api.contract import PAGE_MAX, EndpointState
 from middleware_api.embedded.database import Database
 from middleware_api.embedded.endpoints import ProcessEndpoints
-from middleware_api.embedded.imports import ThreadImports
 from middleware_api.embedded.objects import FolderObjects
 from middleware_api.embedded.queue import JobQueue
 from middleware_api.embedded.records import SqliteRecords
+from middleware_api.embedded.runners import ThreadRunners
 from middleware_api.embedded.trainer import TRAINING_PROGRAM, TrainerSettings
 from middleware_api.embedded.training import ProcessTrainingJobs
 from middleware_api.embedded.training_queue import TrainingQueue
 from middleware_api.embedded.worker import CONTAINER_PROGRAM, WorkerSettings
 from middleware_api.fetching import Fetcher, FetchPolicy
 from middleware_api.records import Endpoint
-from middleware_api.services.events import EventHandlers, Services, reconcile
+from middleware_api.services.events import EventHandlers, Services, go_on, reconcile
 from middleware_api.settings import Settings, secret_in_file
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Embedded:
     queue: JobQueue
     endpoints: ProcessEndpoints
     training_jobs: ProcessTrainingJobs
-    imports: ThreadImports
+    runners: ThreadRunners
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _reconciler: threading.Thread | None = field(default=None, init=False)
 
@@ -50,7 +51,7 @@ class Embedded:
         self.queue.recover()
         self._resume_endpoints()
         self.training_jobs.begin()
-        self.imports.start()
+        self.runners.start()
         self.services.imports.recover()
         self._reconciler = threading.Thread(target=self._reconcile, name="reconciler")
         self._reconciler.start()
@@ -62,7 +63,7 @@ class Embedded:
         self._stopping.set()
         if self._reconciler is not None:
             self._reconciler.join()
-        self.imports.stop()
+        self.runners.stop()
         self.training_jobs.end()
         self.endpoints.stop()
         self.database.close()
@@ -130,18 +131,18 @@ def embedded(
         ),
         settings.max_trainings,
     )
-    imports = ThreadImports()
+    runners = ThreadRunners()
     services = make_services(
         records,
         objects,
         endpoints,
         training_jobs,
-        imports,
+        runners,
         Fetcher(FetchPolicy(settings.import_hosts, settings.import_max_bytes)),
         settings.api_token,
         time.time,
     )
     endpoints.tell(EventHandlers(services))
     training_jobs.tell(EventHandlers(services))
-    imports.tell(services.imports.go_on)
-    return Embedded(services, objects, records, database, queue, endpoints, training_jobs, imports)
+    runners.tell(partial(go_on, services))
+    return Embedded(services, objects, records, database, queue, endpoints, training_jobs, runners)

@@ -53,6 +53,7 @@ class FolderObjects:
 
     bucket = "embedded"
     part_checksum: PartChecksum = "crc32"
+    hash_max_bytes: int | None = None
 
     def __init__(
         self, root: Path, signing_key: bytes, base_url: str, clock: Callable[[], float]

@@ -1,8 +1,9 @@
 """From bytes that are all in place to a checkpoint that requests can name.
 
-Files of tensors are examined where they lie, and that is all. Files of torch are pickles, which
-can run programs when they are opened: a worker opens them in a sandbox and writes their tensors
-anew, as a job of its own. Until it has, their checkpoint is `Initial`.
+A store that has not hashed what it put together has it read once more, outside of any request (see
+`verification`). Files of tensors are examined where they lie, and that is all. Files of torch are
+pickles, which can run programs when they are opened: a worker opens them in a sandbox and writes
+their tensors anew, as a job of its own. Until all that is done, their checkpoint is `Initial`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import MappingProxyType
 
 from middleware_api.contract import (
     INFERENCE_FINAL,
+    MIB,
     CheckpointState,
     CheckpointType,
     InferenceState,
@@ -25,16 +27,22 @@ from middleware_api.contract import (
     is_pickled,
 )
 from middleware_api.errors import Conflict, ContentDiffers, FileRefused, NotFound
-from middleware_api.ports import Objects, Records
+from middleware_api.ports import Objects, Records, Runners
 from middleware_api.records import Checkpoint, CheckpointFile, InferenceJob, UsedCheckpoint
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.examination import examine
+from middleware_api.services.hashing import hashed
 from middleware_api.services.inference import InferenceService
+from middleware_api.services.uploads import require_hashable
 
 # How often a conversion is looked after, and how long one may wait for an endpoint.
 RECONCILE_SECONDS = 30.0
 DEADLINE_SECONDS = 24 * 3600
 
+# Reading so much takes a second or two: less than asking again would.
+HASH_NOW_BYTES = 32 * MIB
+
+CHECKING = "Its bytes are here. It can be used as soon as its content is checked."
 _NO_ENDPOINT = (
     "Its bytes are here. It waits for an endpoint in service, which converts it to .safetensors: "
     "create one, or wait until one that is starting is ready."
@@ -50,10 +58,12 @@ class AdmissionService:
         objects: Objects,
         checkpoint_service: CheckpointService,
         inference_service: InferenceService,
+        runners: Runners,
         clock: Callable[[], float],
     ) -> None:
         self._records = records
         self._objects = objects
+        self._runners = runners
         self._checkpoint_service = checkpoint_service
         self._inference_service = inference_service
         self._clock = clock
@@ -64,12 +74,14 @@ class AdmissionService:
         tags: dict[str, list[PartTag]],
         hashes: Mapping[str, str] = MappingProxyType({}),
     ) -> Checkpoint:
-        """Make the uploaded parts a checkpoint: `Active`, or `Initial` while it is converted.
+        """Make the uploaded parts a checkpoint: `Active`, or `Initial` while it is checked and
+        converted.
 
         `hashes` are SHA-256 by file name that were not known when it began. Raises ContentDiffers
         and FileRefused, after which it is `Fail` and its bytes are gone.
         """
-        if checkpoint.state is CheckpointState.ACTIVE:
+        has_arrived = checkpoint.step is not None and checkpoint.arrived_at is not None
+        if has_arrived or checkpoint.state is CheckpointState.ACTIVE:
             return checkpoint  # the caller did not hear our first answer
         try:
             return self.admit(self._checkpoint_service.assemble(checkpoint, tags, hashes))
@@ -91,24 +103,23 @@ class AdmissionService:
         return self._checkpoint_service.adopt(checkpoint_id, owner, kind, hashes)
 
     def admit(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Examine all files; then it is `Active`, or `Initial` until a worker has converted it.
+        """Examine all files; then it is `Active`, or `Initial` until it is checked and converted.
 
-        Raises FileRefused.
+        Raises FileRefused, ContentDiffers.
         """
         for file in checkpoint.files:
+            if not file.is_hashed:
+                require_hashable(self._objects, file.name, file.size or 0)
             examine(self._objects, file)
         _require_own_names(checkpoint)
+        if sum(file.size or 0 for file in _unhashed(checkpoint)) <= HASH_NOW_BYTES:
+            checkpoint = self._hashed(checkpoint)
+        if _unhashed(checkpoint):
+            # Whoever runs it now has little time left; its next runner has all of its own.
+            return self._check(_arrived(checkpoint, self._clock()))
         if not _pickled(checkpoint):
             return self._checkpoint_service.activate(checkpoint)
-        if checkpoint.arrived_at is None:
-            # Nobody fetches it any more, and the tokens in its URLs are forgotten.
-            checkpoint = replace(
-                checkpoint,
-                arrived_at=self._clock(),
-                leased_until=0.0,
-                sources=tuple(replace(source, url="") for source in checkpoint.sources),
-            )
-        return self._convert(checkpoint)
+        return self._convert(_arrived(checkpoint, self._clock()))
 
     def job_ended(self, job_id: str) -> None:
         """A job has ended; those that are no conversions are none of our business."""
@@ -176,6 +187,20 @@ class AdmissionService:
             checkpoint = self._wait(checkpoint, refusal.message)
         return checkpoint
 
+    def _hashed(self, checkpoint: Checkpoint) -> Checkpoint:
+        return replace(
+            checkpoint,
+            files=tuple(
+                file if file.is_hashed else hashed(self._objects, file) for file in checkpoint.files
+            ),
+        )
+
+    def _check(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Have its content checked, where the store has not done so."""
+        checkpoint = self._wait(checkpoint, checkpoint.waits_for or CHECKING)
+        self._runners.begin(checkpoint.id)
+        return checkpoint
+
     def _wait(self, checkpoint: Checkpoint, waits_for: str) -> Checkpoint:
         return self._records.update(
             replace(checkpoint, waits_for=waits_for, check_at=self._clock() + RECONCILE_SECONDS)
@@ -214,8 +239,23 @@ class AdmissionService:
             size=self._objects.size(key),
             sha256=hashes.get(key) or None,
             original_name=file.name,
+            original_size=file.size,
             original_sha256=file.sha256,
         )
+
+
+def _arrived(checkpoint: Checkpoint, now: float) -> Checkpoint:
+    """Nobody fetches it any more, and the tokens in its URLs are forgotten."""
+    return replace(
+        checkpoint,
+        arrived_at=now if checkpoint.arrived_at is None else checkpoint.arrived_at,
+        leased_until=0.0,
+        sources=tuple(replace(source, url="") for source in checkpoint.sources),
+    )
+
+
+def _unhashed(checkpoint: Checkpoint) -> list[CheckpointFile]:
+    return [file for file in checkpoint.files if not file.is_hashed]
 
 
 def _pickled(checkpoint: Checkpoint) -> list[CheckpointFile]:

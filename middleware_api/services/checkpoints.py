@@ -10,6 +10,7 @@ from types import MappingProxyType
 from middleware_api.contract import (
     CHECKPOINT_TRANSITIONS,
     CheckpointState,
+    CheckpointStep,
     CheckpointType,
     PartTag,
     cancel_key,
@@ -25,6 +26,7 @@ from middleware_api.services.uploads import (
     NewFile,
     Upload,
     Uploads,
+    require_hashable,
     tags_by_file,
 )
 
@@ -59,8 +61,11 @@ class CheckpointService:
         """Begin an upload; a single file whose content is known already is not sent again.
 
         Its unfinished upload by the same owner goes on where it stopped. With `keep_original`
-        files that must be converted stay as they came too.
+        files that must be converted stay as they came too. Raises FileRefused for a file that is
+        larger than what can be checked.
         """
+        for file in files:
+            require_hashable(self._objects, file.name, file.size or 0)
         if known := self._same_content(caller.name, kind, files):
             is_open = known.state is CheckpointState.INITIAL and known.arrived_at is None
             return known, self.missing_parts(known) if is_open else []
@@ -318,7 +323,7 @@ class CheckpointService:
 
     def _give_up(self, checkpoint: Checkpoint) -> Checkpoint:
         what = "import" if checkpoint.sources else "upload"
-        if checkpoint.arrived_at is not None:
+        if checkpoint.step is CheckpointStep.CONVERTING:
             self._objects.write(cancel_key(conversion_id(checkpoint.id)), b"")
         while True:
             self._require(checkpoint, CheckpointState.FAILED)

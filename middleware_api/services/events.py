@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from middleware_api.contract import CheckpointState
-from middleware_api.errors import ServiceError, StaleRecord
+from middleware_api.contract import CheckpointStep
+from middleware_api.errors import NotFound, ServiceError, StaleRecord
 from middleware_api.ports import (
     EndpointChanged,
     InvocationFinished,
@@ -28,6 +28,7 @@ from middleware_api.services.merging import MergingService
 from middleware_api.services.models import ModelService
 from middleware_api.services.prefetching import PrefetchService
 from middleware_api.services.training import TrainingService
+from middleware_api.services.verification import VerificationService
 from middleware_api.services.webui_api import WebUiService
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Services:
     endpoints: EndpointService
     checkpoints: CheckpointService
     imports: ImportService
+    verification: VerificationService
     admission: AdmissionService
     prefetching: PrefetchService
     datasets: DatasetService
@@ -105,19 +107,39 @@ def reconcile(services: Services, records: Records, clock: Callable[[], float]) 
     for endpoint in records.due(Endpoint, now, _BATCH):
         round_.attempt(partial(services.endpoints.reconcile, endpoint))
     for checkpoint in records.due(Checkpoint, now, _BATCH):
-        if checkpoint.state is not CheckpointState.INITIAL:
-            round_.attempt(partial(services.checkpoints.reconcile, checkpoint))
-        elif checkpoint.arrived_at is not None:
-            round_.attempt(partial(services.admission.reconcile, checkpoint))
-        elif checkpoint.sources:
-            round_.attempt(partial(services.imports.reconcile, checkpoint))
-        else:
-            round_.attempt(partial(services.checkpoints.reconcile, checkpoint))
+        round_.attempt(partial(_look_after(services, checkpoint.step), checkpoint))
     for model in records.due(Model, now, _BATCH):
         round_.attempt(partial(services.models.reconcile, model))
     for train_job in records.due(TrainJob, now, _BATCH):
         round_.attempt(partial(services.training.reconcile, train_job))
     round_.end()
+
+
+def go_on(services: Services, checkpoint_id: str, enough: Callable[[], bool]) -> bool:
+    """Do the long work that a checkpoint waits for, until it is done or `enough` says so.
+
+    Returns False when `enough` came first: call again. True is that nothing is to be done now.
+    """
+    try:
+        step = services.checkpoints.get(checkpoint_id).step
+    except NotFound:  # deleted meanwhile
+        return True
+    if step is CheckpointStep.IMPORTING:
+        return services.imports.go_on(checkpoint_id, enough)
+    if step is CheckpointStep.CHECKING:
+        return services.verification.go_on(checkpoint_id, enough)
+    return True
+
+
+def _look_after(services: Services, step: CheckpointStep | None) -> Callable[[Checkpoint], None]:
+    """Whose a checkpoint is at this step of its way to `Active`."""
+    if step is CheckpointStep.IMPORTING:
+        return services.imports.reconcile
+    if step is CheckpointStep.CHECKING:
+        return services.verification.reconcile
+    if step is CheckpointStep.CONVERTING:
+        return services.admission.reconcile
+    return services.checkpoints.reconcile
 
 
 class _Round:

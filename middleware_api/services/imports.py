@@ -1,9 +1,8 @@
 """Checkpoints from URLs: fetched into the object store part by part, outside of any request.
 
-One runner at a time has an import, by a lease that each of its writes renews. Whatever becomes of
-a runner, the next one goes on from the parts that have arrived. Every part but a file's last has
-the same size, so part n has the same bytes whoever wrote it, even a runner that has lost its lease
-and does not know yet.
+One runner at a time has an import (see `leases`). Whatever becomes of a runner, the next one goes
+on from the parts that have arrived. Every part but a file's last has the same size, so part n has
+the same bytes whoever wrote it, even a runner that has lost its lease and does not know yet.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from middleware_api.contract import (
     PAGE_MAX,
     PARTS_MAX,
     CheckpointState,
+    CheckpointStep,
     CheckpointType,
     PartTag,
     checkpoint_key,
@@ -24,13 +24,14 @@ from middleware_api.contract import (
     weights_name,
 )
 from middleware_api.errors import ContentDiffers, FileRefused, NotFound, ServiceError, StaleRecord
-from middleware_api.ports import Imports, Objects, Records
+from middleware_api.ports import Objects, Records, Runners
 from middleware_api.records import Checkpoint, CheckpointFile, ImportSource
 from middleware_api.remote_files import Download, FetchRefused, RemoteFiles, shown_url
 from middleware_api.services.access import Principal
 from middleware_api.services.admission import AdmissionService
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.services.idempotency import claim_id
+from middleware_api.services.leases import Lease, take
 from middleware_api.services.uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,6 @@ PART_BYTES = 8 * MIB
 FILE_MAX_BYTES = PARTS_MAX * PART_BYTES
 
 DEADLINE_SECONDS = 24 * 3600
-# Longer than any single step takes: a host's patience, or the store's work on a whole file.
-LEASE_SECONDS = 300.0
 HEARTBEAT_SECONDS = 2.0
 RECONCILE_SECONDS = 60.0
 
@@ -58,7 +57,7 @@ class ImportService:
         self,
         records: Records,
         objects: Objects,
-        imports: Imports,
+        runners: Runners,
         fetcher: RemoteFiles,
         checkpoint_service: CheckpointService,
         admission_service: AdmissionService,
@@ -68,7 +67,7 @@ class ImportService:
         self._records = records
         self._objects = objects
         self._uploads = Uploads(objects)
-        self._imports = imports
+        self._runners = runners
         self._fetcher = fetcher
         self._checkpoint_service = checkpoint_service
         self._admission_service = admission_service
@@ -105,7 +104,7 @@ class ImportService:
             sources=tuple(ImportSource(url=url, shown_url=shown_url(url)) for url in urls),
         )
         self._records.add(checkpoint)
-        self._imports.begin(checkpoint.id)
+        self._runners.begin(checkpoint.id)
         return checkpoint
 
     def go_on(self, checkpoint_id: str, enough: Callable[[], bool]) -> bool:
@@ -114,9 +113,10 @@ class ImportService:
         Returns False when `enough` came first: call again. True is that nothing is to be done
         now: it has ended, another runner has it, or the reconciler will begin its next try.
         """
-        run = self._take(checkpoint_id, enough)
-        if run is None:
+        checkpoint = take(self._records, self._clock, checkpoint_id, CheckpointStep.IMPORTING)
+        if checkpoint is None:
             return True
+        run = _Run(self._records, self._clock, checkpoint, enough)
         try:
             self._run(run)
         except _Enough:
@@ -133,7 +133,7 @@ class ImportService:
             self._checkpoint_service.fail(checkpoint, _overdue(checkpoint))
             return
         self._records.update(replace(checkpoint, check_at=self._clock() + RECONCILE_SECONDS))
-        self._imports.begin(checkpoint.id)
+        self._runners.begin(checkpoint.id)
 
     def recover(self) -> None:
         """Go on with all imports at once: for a start at which no other runner can be alive."""
@@ -143,9 +143,9 @@ class ImportService:
                 Checkpoint, states=[CheckpointState.INITIAL.value], limit=PAGE_MAX, cursor=cursor
             )
             for checkpoint in page.items:
-                if checkpoint.sources and checkpoint.arrived_at is None:
+                if checkpoint.step is CheckpointStep.IMPORTING:
                     self._records.update(replace(checkpoint, leased_until=0.0))
-                    self._imports.begin(checkpoint.id)
+                    self._runners.begin(checkpoint.id)
             cursor = page.next_cursor
             if cursor is None:
                 return
@@ -155,25 +155,6 @@ class ImportService:
             return self._records.get(Checkpoint, checkpoint_id)
         except NotFound:
             return None
-
-    def _take(self, checkpoint_id: str, enough: Callable[[], bool]) -> _Run | None:
-        """A hold on the import; None when it has ended or another runner has it."""
-        while True:
-            checkpoint = self._existing(checkpoint_id)
-            if (
-                checkpoint is None
-                or checkpoint.state is not CheckpointState.INITIAL
-                or not checkpoint.sources
-                or checkpoint.arrived_at is not None
-                or checkpoint.leased_until > self._clock()
-            ):
-                return None
-            run = _Run(self._records, self._clock, checkpoint, enough)
-            try:
-                run.note(checkpoint)
-                return run
-            except StaleRecord:
-                continue
 
     def _run(self, run: _Run) -> None:
         """Raises _Enough, and StaleRecord when the import is in other hands."""
@@ -342,11 +323,8 @@ class _Enough(Exception):
     """The runner's time is over; what has been stored stays."""
 
 
-class _Run:
-    """A runner's hold on an import, and the file that it is at.
-
-    Each write renews the lease, and raises StaleRecord once the checkpoint is in other hands.
-    """
+class _Run(Lease):
+    """A runner's hold on an import, and the file that it is at."""
 
     def __init__(
         self,
@@ -355,10 +333,8 @@ class _Run:
         checkpoint: Checkpoint,
         enough: Callable[[], bool],
     ) -> None:
-        self.checkpoint = checkpoint
+        super().__init__(records, clock, checkpoint)
         self.has_stored = False
-        self._records = records
-        self._clock = clock
         self._enough = enough
         self._index = 0
         self._beat_at = 0.0
@@ -380,10 +356,8 @@ class _Run:
 
     def note(self, checkpoint: Checkpoint) -> None:
         """Write the import's new state."""
-        now = self._clock()
-        until = now + LEASE_SECONDS
-        self._write(replace(checkpoint, leased_until=until, check_at=until))
-        self._beat_at = now + HEARTBEAT_SECONDS
+        super().note(checkpoint)
+        self._beat_at = self._clock() + HEARTBEAT_SECONDS
 
     def note_source(self, source: ImportSource, file: CheckpointFile | None = None) -> None:
         """Write what is new of the file at hand."""
@@ -407,11 +381,6 @@ class _Run:
         if self._clock() > self.checkpoint.created_at + DEADLINE_SECONDS:
             raise FetchRefused(_overdue(self.checkpoint))
 
-    def release(self, seconds: float) -> None:
-        """Let any runner have the import; after `seconds` the reconciler begins it."""
-        check_at = self._clock() + seconds
-        self._write(replace(self.checkpoint, leased_until=0.0, check_at=check_at))
-
     def watched(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The same chunks, counted, with heartbeats and an end when time is over."""
         received = self.source.received
@@ -422,9 +391,6 @@ class _Run:
                 self.note(self.checkpoint)
             self.require_time()
             yield chunk
-
-    def _write(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = self._records.update(checkpoint)
 
 
 def progress(checkpoint: Checkpoint) -> float | None:

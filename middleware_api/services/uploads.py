@@ -13,8 +13,8 @@ from middleware_api.contract import (
     FileUpload,
     PartTag,
 )
-from middleware_api.errors import Conflict, ContentDiffers, InvalidRequest
-from middleware_api.ports import Objects, StoredPart
+from middleware_api.errors import Conflict, ContentDiffers, FileRefused, InvalidRequest
+from middleware_api.ports import Objects, StoredObject, StoredPart
 from middleware_api.records import CheckpointFile
 
 # An upload whose URLs have run out and that nobody asked about again is over.
@@ -74,9 +74,14 @@ class Uploads:
             if not file.upload_id:
                 continue
             found = self._objects.complete_multipart(file.key, file.upload_id, tags[file.name])
-            if fault := _difference(file, found.size, found.sha256):
-                raise ContentDiffers(fault)
-            done = replace(file, upload_id="", size=found.size, sha256=found.sha256 or file.sha256)
+            require_same(file, found)
+            done = replace(
+                file,
+                upload_id="",
+                size=found.size,
+                sha256=found.sha256 or file.sha256,
+                is_hashed=found.sha256 is not None,
+            )
             files = tuple(done if f.name == file.name else f for f in files)
             yield files
 
@@ -163,16 +168,25 @@ def tags_by_file(
     return by_file
 
 
-def _difference(file: CheckpointFile, size: int, sha256: str | None) -> str | None:
-    """Why the stored bytes are not the announced ones, or None when they are."""
-    if file.size is not None and file.size != size:
-        return (
-            f"File '{file.name}' arrived with {size} bytes, but {file.size} were announced. "
-            "Upload it again."
+def require_hashable(objects: Objects, name: str, size: int) -> None:
+    """Raises FileRefused for a file of which nobody could tell whether it is the announced one."""
+    most = objects.hash_max_bytes
+    if most is not None and size > most:
+        raise FileRefused(
+            f"File '{name}' has {size:,} bytes, and this deployment takes files of at most "
+            f"{most:,} bytes. Use a smaller one, such as the same weights in half precision."
         )
-    if file.sha256 and sha256 and file.sha256 != sha256:
-        return (
-            f"File '{file.name}' arrived with sha256 {sha256}, but {file.sha256} was announced: "
-            "it changed or was damaged on its way. Upload it again."
+
+
+def require_same(file: CheckpointFile, found: StoredObject) -> None:
+    """Raises ContentDiffers when what is stored is not what was announced."""
+    if file.size is not None and file.size != found.size:
+        raise ContentDiffers(
+            f"File '{file.name}' arrived with {found.size} bytes, but {file.size} were "
+            "announced. Upload it again."
         )
-    return None
+    if file.sha256 and found.sha256 and file.sha256 != found.sha256:
+        raise ContentDiffers(
+            f"File '{file.name}' arrived with sha256 {found.sha256}, but {file.sha256} was "
+            "announced: it changed or was damaged on its way. Upload it again."
+        )

@@ -1,4 +1,4 @@
-"""Imports on a small pool of threads of the server."""
+"""Long work on checkpoints, on a small pool of threads of the server."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ STOP_SECONDS = 5.0
 GoOn = Callable[[str, Callable[[], bool]], bool]
 
 
-class ThreadImports:
-    """`ports.Imports` in this process: what waits is forgotten at its end, and taken up by the
+class ThreadRunners:
+    """`ports.Runners` in this process: what waits is forgotten at its end, and taken up by the
     next one's `ImportService.recover`."""
 
     def __init__(self) -> None:
@@ -30,21 +30,21 @@ class ThreadImports:
         self._stopping = threading.Event()
         # Daemons, so that one that is left behind does not keep the process alive.
         self._threads = [
-            threading.Thread(target=self._work, name=f"import {number}", daemon=True)
+            threading.Thread(target=self._work, name=f"runner {number}", daemon=True)
             for number in range(THREADS)
         ]
 
     def tell(self, go_on: GoOn) -> None:
-        """What runs an import (`ImportService.go_on`); called once, before anything else."""
+        """What does the work (`services.events.go_on`); called once, before anything else."""
         self._go_on = go_on
 
     def start(self) -> None:
-        """Begin to run imports."""
+        """Begin to work."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop soon; imports stay where they are."""
+        """Stop soon; the work stays where it is."""
         self._stopping.set()
         for _ in self._threads:
             self._queue.put(None)
@@ -54,7 +54,7 @@ class ThreadImports:
                 thread.join(max(0.0, until - time.monotonic()))
 
     def begin(self, checkpoint_id: str) -> None:
-        """See `ports.Imports`."""
+        """See `ports.Runners`."""
         with self._lock:
             if checkpoint_id in self._known:
                 return
@@ -65,9 +65,9 @@ class ThreadImports:
         while (checkpoint_id := self._queue.get()) is not None and not self._stopping.is_set():
             try:
                 self._go_on(checkpoint_id, self._stopping.is_set)
-            except Exception:  # the thread's edge: the reconciler begins the import again
+            except Exception:  # the thread's edge: the reconciler begins it again
                 if not self._stopping.is_set():
-                    logger.exception("import %s", checkpoint_id)
+                    logger.exception("checkpoint %s", checkpoint_id)
             finally:
                 with self._lock:
                     self._known.discard(checkpoint_id)
