@@ -176,7 +176,8 @@ CHECKPOINT_TRANSITIONS: dict[CheckpointState, frozenset[CheckpointState]] = {
     CheckpointState.INITIAL: frozenset({CheckpointState.ACTIVE, CheckpointState.FAILED}),
     CheckpointState.ACTIVE: frozenset({CheckpointState.DISABLED}),
     CheckpointState.DISABLED: frozenset({CheckpointState.ACTIVE}),
-    CheckpointState.FAILED: frozenset(),
+    # Only where the bytes are kept, for another try at what became of them.
+    CheckpointState.FAILED: frozenset({CheckpointState.INITIAL}),
 }
 
 MODEL_TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
@@ -225,7 +226,9 @@ PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _ENDING = r"\.(safetensors|ckpt|pt|pth|bin)(\.tar)?$"
 _WEIGHTS = re.compile(_ENDING, re.IGNORECASE)
 # The same for readers of the OpenAPI document.
-WEIGHTS_SCHEMA_PATTERN = rf"^[\w\-()+\[\]][\w .\-()+\[\]]*{_ENDING}"
+_BEFORE_ENDING = r"^[\w\-()+\[\]][\w .\-()+\[\]]*"
+WEIGHTS_SCHEMA_PATTERN = rf"{_BEFORE_ENDING}{_ENDING}"
+TENSORS_SCHEMA_PATTERN = rf"{_BEFORE_ENDING}\.safetensors$"
 
 
 def is_weights_name(name: str) -> bool:
@@ -367,11 +370,17 @@ class Outcome(TypedDict):
     """Contents of a job's outcome object: how the container ended it.
 
     The last thing that a container writes for a job, so that the end is known even when the
-    answer to its caller is lost. One of the two is None.
+    answer to its caller is lost. One of the two is None. `code` is the kind of failure, empty
+    where there is none; older containers did not write it.
     """
 
     result: InvocationResult | None
     failure: str | None
+    code: str
+
+
+# The `code` of a failure that lies in the weights themselves: no other try will end otherwise.
+WEIGHTS_REFUSED = "checkpoint_unreadable"
 
 
 class MergeOrder(TypedDict):
@@ -494,10 +503,21 @@ def merged_file_name(stem: str, kind: MergedKind) -> str:
     return f"{stem}{kind.value}{SAFETENSORS}"
 
 
-def conversion_id(checkpoint_id: str) -> str:
+_CONVERSION = "convert-"
+
+
+def conversion_id(checkpoint_id: str, attempt: int = 1) -> str:
     """Id of the job that converts a checkpoint's files, and of the folder that they go to: with
-    merges' the only ones whose keys containers write."""
-    return f"convert-{checkpoint_id}"
+    merges' the only ones whose keys containers write. Each attempt has its own, so that a late
+    word on one is none on the next."""
+    return f"{_CONVERSION}{checkpoint_id}" + (f".{attempt}" if attempt > 1 else "")
+
+
+def converted_checkpoint_id(job_id: str) -> str | None:
+    """Whose files a job converts; None for any other job."""
+    if not job_id.startswith(_CONVERSION):
+        return None
+    return job_id.removeprefix(_CONVERSION).partition(".")[0]
 
 
 def converted_name(name: str) -> str:

@@ -21,6 +21,8 @@ from middleware_api.contract import (
     Scope,
     TaskType,
     TrainState,
+    conversion_id,
+    converted_name,
     is_pickled,
 )
 
@@ -142,8 +144,10 @@ class CheckpointFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What requests may call it."""
-        return (self.name, self.original_name) if self.original_name else (self.name,)
+        """What requests may call it; as it came too, until it is renamed."""
+        if self.original_name and converted_name(self.original_name) == self.name:
+            return (self.name, self.original_name)
+        return (self.name,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +179,8 @@ class Checkpoint(Record):
 
     `arrived_at` is when the bytes of one that could not become Active at once were all in place;
     `waits_for` says in words what it waits for since then, and `checks` counts how often somebody
-    began to check its content. `keep_original`: the pickled files stay.
+    began to check its content. `conversion` numbers the attempts to convert it. `keep_original`:
+    the pickled files stay.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -189,8 +194,19 @@ class Checkpoint(Record):
     arrived_at: float | None = None
     waits_for: str = ""
     checks: int = 0
+    conversion: int = 1
     keep_original: bool = False
     error: str = ""
+
+    @property
+    def conversion_id(self) -> str:
+        """The job that converts it, or has."""
+        return conversion_id(self.id, self.conversion)
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether its bytes are still there after its conversion came to nothing."""
+        return self.state is CheckpointState.FAILED and self.check_at is not None
 
     @property
     def step(self) -> CheckpointStep | None:

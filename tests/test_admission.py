@@ -3,6 +3,7 @@ a worker, and nothing is left of what is refused."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import subprocess
@@ -25,16 +26,18 @@ from middleware_api.container.job import JobRunner
 from middleware_api.container.storage import FolderStorage
 from middleware_api.contract import (
     CheckpointState,
+    CheckpointStep,
     CheckpointType,
     InferenceState,
     PartTag,
     TaskType,
     conversion_id,
 )
-from middleware_api.errors import FileRefused, NotFound
+from middleware_api.errors import Conflict, FileRefused, NotFound
 from middleware_api.ports import InvocationFinished
 from middleware_api.records import Checkpoint, InferenceJob
 from middleware_api.services.admission import DEADLINE_SECONDS, RECONCILE_SECONDS
+from middleware_api.services.checkpoints import RETRY_SECONDS
 from middleware_api.services.uploads import NewFile
 from tests.hostile_weights import BROKEN_PICKLES, BROKEN_TENSORS, NAMES, payload, saved, tarred
 from tests.weights import safetensors
@@ -72,7 +75,7 @@ def leftovers(world: World) -> list[str]:
 
 
 def job_of(world: World, checkpoint: Checkpoint) -> InferenceJob:
-    return world.records.get(InferenceJob, conversion_id(checkpoint.id))
+    return world.records.get(InferenceJob, checkpoint.conversion_id)
 
 
 def run(world: World, checkpoint: Checkpoint) -> Checkpoint:
@@ -295,6 +298,7 @@ def test_it_does_not_wait_for_ever(world: World) -> None:
     failed = now_of(world, waiting)
     assert failed.state is CheckpointState.FAILED
     assert "No endpoint was in service for 24 hours" in failed.error
+    world.pass_time(RETRY_SECONDS + 1)
     assert leftovers(world) == []
 
 
@@ -331,9 +335,59 @@ def test_a_cancelled_conversion_fails_its_checkpoint(world: World) -> None:
     waiting = world.checkpoint("m.pt", content=saved(STATE))
     world.services.inference.cancel(job_of(world, waiting))
     assert run(world, waiting).error == (
-        "Its conversion to .safetensors was cancelled. Upload it again."
+        "Its conversion to .safetensors was cancelled. Its bytes are kept for 24 hours: try it "
+        "again."
     )
+
+
+def lose(world: World, checkpoint: Checkpoint) -> Checkpoint:
+    """Its worker is lost before it has written anything."""
+    job_id = checkpoint.conversion_id
+    world.events.invocation_finished(InvocationFinished(job_id, failure="The GPU was lost."))
+    return now_of(world, checkpoint)
+
+
+def test_a_conversion_that_did_not_fail_by_its_file_can_be_tried_again(world: World) -> None:
+    world.deploy("studio")
+    content = saved(STATE)
+    failed = lose(world, world.checkpoint("m.pt", content=content))
+    assert (failed.state, failed.can_retry) == (CheckpointState.FAILED, True)
+    assert failed.error.startswith("The GPU was lost.")
+    again = world.services.admission.retry(failed)
+    assert (again.step, again.error) == (CheckpointStep.CONVERTING, "")
+    assert world.services.admission.retry(again) == again, "the answer was lost"
+    # SageMaker's word on the first attempt comes once more.
+    world.events.invocation_finished(InvocationFinished(failed.conversion_id, failure="late"))
+    assert now_of(world, again).state is CheckpointState.INITIAL
+    active = run(world, again)
+    assert active.state is CheckpointState.ACTIVE
+    (file,) = active.files
+    assert (file.original_name, file.original_size) == ("m.pt", len(content))
+    assert file.original_sha256 == hashlib.sha256(content).hexdigest()
+    assert world.objects.size(file.key) == file.size
+    world.services.checkpoints.delete(active)
     assert leftovers(world) == []
+
+
+def test_what_nobody_tries_again_is_forgotten_after_a_day(world: World) -> None:
+    world.deploy("studio")
+    failed = lose(world, world.checkpoint("m.pt", content=saved(STATE)))
+    world.pass_time(RETRY_SECONDS - 1)
+    assert leftovers(world) != []
+    world.pass_time(2)
+    assert leftovers(world) == []
+    forgotten = now_of(world, failed)
+    assert (forgotten.state, forgotten.can_retry) == (CheckpointState.FAILED, False)
+    with pytest.raises(Conflict, match="nothing to try again"):
+        world.services.admission.retry(forgotten)
+
+
+def test_a_refused_file_is_not_tried_again(world: World) -> None:
+    world.deploy("studio")
+    failed = run(world, world.checkpoint("m.bin", content=pickle.dumps({"a": [1, 2]})))
+    assert not failed.can_retry
+    with pytest.raises(Conflict, match="did not fail by its file"):
+        world.services.admission.retry(failed)
 
 
 def test_what_a_worker_says_it_has_written_is_examined_too(world: World) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,18 +25,21 @@ from middleware_api.contract import (
 from middleware_api.errors import (
     Conflict,
     Forbidden,
+    InvalidRequest,
     NotAvailable,
     NotFound,
     QuotaExceeded,
 )
 from middleware_api.ports import EndpointChanged, EndpointStatus, InvocationFinished
 from middleware_api.services.access import ADMIN
+from middleware_api.services.checkpoints import FINDABLE_SECONDS
 from middleware_api.services.endpoints import DEPLOY_DEADLINE_SECONDS
 from middleware_api.services.inference import RECONCILE_SECONDS, InferenceRequest
 from middleware_api.services.uploads import UPLOAD_DEADLINE_SECONDS, NewFile, cut_into_parts
 from tests.world import ADMIN_TOKEN, ME, OTHER, World, result
 
 MIB = 1024 * 1024
+KIND = CheckpointType.STABLE_DIFFUSION
 
 
 @pytest.fixture
@@ -348,6 +352,63 @@ def test_the_newest_checkpoint_of_a_name_is_the_one_that_is_used(world: World) -
     first, second = world.checkpoint(), world.checkpoint()
     assert first.id != second.id
     assert second.id in world.submit().checkpoints[0].key
+
+
+def test_a_renamed_checkpoint_is_found_by_its_new_name_alone(world: World) -> None:
+    world.deploy("studio")
+    service = world.services.checkpoints
+    checkpoint = world.checkpoint()
+    job = world.submit()
+    renamed = service.rename(checkpoint, "", "new name.safetensors")
+    assert [file.name for file in renamed.files] == ["new name.safetensors"]
+    assert renamed.files[0].key == checkpoint.files[0].key
+    assert world.objects.size(job.checkpoints[0].key) is not None, "a job runs by the key"
+    assert service.resolve(KIND, "new name.safetensors").key == checkpoint.files[0].key
+    assert service.find(KIND, "m.safetensors") is None
+    assert renamed.check_at is None
+    back = service.rename(renamed, "new name.safetensors", "m.safetensors")
+    assert service.resolve(KIND, "m.safetensors").key == checkpoint.files[0].key
+    assert service.find(KIND, "new name.safetensors") is None
+    assert service.rename(back, "", "m.safetensors") == back
+    world.services.inference.cancel(job)
+
+
+def test_a_name_in_use_is_not_given_twice(world: World) -> None:
+    service = world.services.checkpoints
+    first, second = world.checkpoint(), world.checkpoint("n.safetensors")
+    with pytest.raises(Conflict, match=r"has the name 'm\.safetensors' already"):
+        service.rename(second, "", "m.safetensors")
+    disabled = service.set_state(first, CheckpointState.DISABLED)
+    renamed = service.rename(second, "", "m.safetensors")
+    assert service.resolve(KIND, "m.safetensors").key == renamed.files[0].key
+    # Who renames what is disabled takes the name from nobody.
+    aside = service.rename(disabled, "", "aside.safetensors")
+    assert service.find(KIND, "aside.safetensors") is None
+    service.set_state(aside, CheckpointState.ACTIVE)
+    assert service.resolve(KIND, "aside.safetensors").key == first.files[0].key
+    assert service.resolve(KIND, "m.safetensors").key == second.files[0].key
+
+
+def test_a_rename_that_was_cut_short_is_finished_by_the_reconciler(world: World) -> None:
+    service = world.services.checkpoints
+    checkpoint = world.checkpoint()
+    (file,) = checkpoint.files
+    due = world.now + FINDABLE_SECONDS
+    world.records.update(
+        replace(checkpoint, files=(replace(file, name="new.safetensors"),), check_at=due)
+    )
+    assert service.find(KIND, "m.safetensors") is None
+    world.pass_time(FINDABLE_SECONDS + 1)
+    assert service.resolve(KIND, "new.safetensors").key == file.key
+
+
+def test_only_what_has_become_active_is_renamed(world: World) -> None:
+    service = world.services.checkpoints
+    begun, _ = service.create(ME, KIND, [NewFile("m.safetensors", 1)], {})
+    with pytest.raises(Conflict, match="Rename it when it is Active"):
+        service.rename(begun, "", "n.safetensors")
+    with pytest.raises(InvalidRequest, match=r"it has: m\.safetensors"):
+        service.rename(world.checkpoint(), "other.safetensors", "n.safetensors")
 
 
 @pytest.mark.parametrize("size", [1, 5 * MIB, 5 * MIB + 1, 2 * 1024 * MIB, 16 * 1024 * MIB])

@@ -26,6 +26,7 @@ from middleware_api.contract import (
 from middleware_api.errors import (
     Conflict,
     ContentDiffers,
+    FileRefused,
     InvalidRequest,
     NotFound,
     QuotaExceeded,
@@ -57,7 +58,7 @@ class World(InferenceWorld):
         request = NewModel("dog", KIND, announced, "", {"is_512": True})
         return self.services.models.create(caller, request, key)[0]
 
-    def tags(self, model: Model, content: bytes = b"weights") -> dict[str, list[PartTag]]:
+    def tags(self, model: Model, content: bytes = WEIGHTS) -> dict[str, list[PartTag]]:
         """What the store answers for each file's only part."""
         return {
             file.name: [
@@ -159,7 +160,7 @@ def test_a_model_from_its_first_part_to_complete(world: World) -> None:
     assert creating.state is ModelState.CREATING
     assert creating.compute_name == f"model-{model.id}"
     order = world.order(model)
-    assert [world.objects.read(key) for key in order["sources"]] == [b"weights", b"weights"]
+    assert [world.objects.read(key) for key in order["sources"]] == [WEIGHTS, WEIGHTS]
     assert order["params"] == {"is_512": True}
     assert world.training.prefixes[model.id][1] == contract.model_output_prefix(
         KIND, "dog", model.id
@@ -218,6 +219,24 @@ def test_a_model_of_damaged_bytes_fails(world: World) -> None:
     assert world.model(model).state is ModelState.FAILED
     assert "sha256" in world.model(model).error
     assert world.training.started == 0
+    assert world.objects.keys(contract.model_prefix(KIND, model.name, model.id)) == []
+
+
+def test_a_model_of_a_file_that_is_none_of_weights_fails_and_leaves_nothing(world: World) -> None:
+    model = world.new_model(NewFile("a.safetensors.tar", 1))
+    with pytest.raises(FileRefused, match=r"no whole \.safetensors file"):
+        world.services.models.make(model, world.tags(model, b"<no weights>"))
+    failed = world.model(model)
+    assert failed.state is ModelState.FAILED
+    assert "no whole .safetensors file" in failed.error
+    assert world.training.started == 0
+    assert world.objects.keys(contract.model_prefix(KIND, model.name, model.id)) == []
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt.tar", "a.zip"])
+def test_a_training_machine_opens_no_pickles(world: World, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="as a checkpoint, which converts them"):
+        world.new_model(NewFile(name, 1))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def post_model(client: httpx.Client, **changes: object) -> httpx.Response:
 def upload(client: httpx.Client, job: dict[str, Any]) -> dict[str, list[dict[str, object]]]:
     """Send a new model's only part; returns the tags."""
     (target,) = job["s3PresignUrl"]
-    sent = client.put(target["parts"][0]["url"], content=b"weights")
+    sent = client.put(target["parts"][0]["url"], content=safetensors())
     assert sent.status_code == 200, sent.text
     return {target["filename"]: [{"PartNumber": 1, "ETag": sent.headers["ETag"]}]}
 

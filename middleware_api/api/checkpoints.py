@@ -25,11 +25,13 @@ from middleware_api.api.wire import (
     CheckpointBody,
     CheckpointListAnswer,
     CheckpointListItem,
+    CheckpointRenameBody,
     CheckpointStateBody,
     CheckpointSummary,
     CheckpointUploadAnswer,
     ImportBody,
     MessageAnswer,
+    OriginalFile,
     PrefetchAnswer,
     PrefetchBody,
     time_text,
@@ -72,6 +74,7 @@ def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
             step=checkpoint.step,
             message=checkpoint.waits_for,
             error=checkpoint.error,
+            can_retry=checkpoint.can_retry,
         )
 
     def list_item(checkpoint: Checkpoint) -> CheckpointListItem:
@@ -90,6 +93,17 @@ def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
             step=checkpoint.step,
             message=checkpoint.waits_for,
             error=checkpoint.error,
+            can_retry=checkpoint.can_retry,
+            originals=[
+                OriginalFile(
+                    name=file.original_name,
+                    size=file.original_size,
+                    sha256=file.original_sha256 or "",
+                    became=file.name,
+                )
+                for file in checkpoint.files
+                if file.original_name
+            ],
         )
 
     @router.post("/checkpoint", **needs(Scope.MODELS, 409))
@@ -161,6 +175,19 @@ def checkpoint_router(services: Services, objects: Objects) -> APIRouter:
                 raise InvalidRequest("goes only with multi_parts_tags", ("body", "sha256"))
             after = service.set_state(checkpoint, CheckpointState(body.status))
         return CheckpointAnswer(checkpoint=summary(after))
+
+    @router.patch("/checkpoint", **needs(Scope.MODELS, 404, 409))
+    async def rename_checkpoint(principal: Caller, body: CheckpointRenameBody) -> CheckpointAnswer:
+        """Give a file of a checkpoint another name; jobs that name the old one go on."""
+        checkpoint = service.get_own(principal, body.checkpoint_id)
+        renamed = service.rename(checkpoint, body.filename, body.new_name)
+        return CheckpointAnswer(checkpoint=summary(renamed))
+
+    @router.post("/checkpoint/{checkpoint_id}/retry", **needs(Scope.MODELS, 404, 409))
+    async def retry_checkpoint(principal: Caller, checkpoint_id: str) -> CheckpointAnswer:
+        """Convert one again whose conversion came to nothing."""
+        checkpoint = service.get_own(principal, checkpoint_id)
+        return CheckpointAnswer(checkpoint=summary(admission.retry(checkpoint)))
 
     @router.delete("/checkpoint", **needs(Scope.MODELS, 404))
     async def delete_checkpoint(

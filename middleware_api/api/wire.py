@@ -34,12 +34,14 @@ from middleware_api.contract import (
     NAME_SCHEMA_PATTERN,
     PARTS_MAX,
     PROMPT_MAX_BYTES,
+    SAFETENSORS,
     SAMPLING_TASKS,
     SIZE_MAX,
     SIZE_MIN,
     STABLE_DIFFUSION_MAX,
     STEPS_MAX,
     SUBMITTABLE_TASKS,
+    TENSORS_SCHEMA_PATTERN,
     WEIGHTS_SCHEMA_PATTERN,
     CheckpointState,
     CheckpointStep,
@@ -83,6 +85,12 @@ def _weights_name(value: str) -> str:
             "upload the weights in it"
         )
     return weights_name(value)
+
+
+def _tensors_name(value: str) -> str:
+    if not value.endswith(SAFETENSORS):
+        raise ValueError(f"the file is one of tensors: its name ends in {SAFETENSORS}")
+    return value
 
 
 def _first_alternative(value: object) -> object:
@@ -144,7 +152,9 @@ def _fit_the_task(
 _NAME_SCHEMA = {"type": "string", "pattern": NAME_SCHEMA_PATTERN, "maxLength": NAME_MAX_BYTES}
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema(_NAME_SCHEMA)]
 _WEIGHTS_SCHEMA = {**_NAME_SCHEMA, "pattern": WEIGHTS_SCHEMA_PATTERN}
+_TENSORS_SCHEMA = {**_NAME_SCHEMA, "pattern": TENSORS_SCHEMA_PATTERN}
 WeightsName = Annotated[Name, AfterValidator(_weights_name), WithJsonSchema(_WEIGHTS_SCHEMA)]
+TensorsName = Annotated[Name, AfterValidator(_tensors_name), WithJsonSchema(_TENSORS_SCHEMA)]
 NameOrNone = Annotated[Name | None, BeforeValidator(_none_if_unset)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 SourceUrl = Annotated[
@@ -348,6 +358,15 @@ class CheckpointStateBody(BaseModel):
     status: Literal["Active", "Disabled", "Fail"]
     multi_parts_tags: Tags = {}
     sha256: dict[str, Sha256] = Field({}, description="By file name")
+
+
+class CheckpointRenameBody(BaseModel):
+    """Another name for a file of a checkpoint; `filename` is the one it has now, and can be left
+    out where it has but one."""
+
+    checkpoint_id: str
+    filename: str = ""
+    new_name: TensorsName
 
 
 class PrefetchBody(BaseModel):
@@ -600,7 +619,7 @@ class CheckpointSummary(Answer):
     `sources` are the URLs that it is imported from, without their queries; `progress` is 0..1 of
     such an import, null for an upload or where a host does not tell its file's size. `step` is
     what an `Initial` one is at, else null; `message` says what it waits for once its bytes are all
-    here.
+    here. `can_retry`: its conversion failed, and `POST /checkpoint/{id}/retry` begins another one.
     """
 
     id: str
@@ -613,6 +632,17 @@ class CheckpointSummary(Answer):
     step: CheckpointStep | None
     message: str
     error: str
+    can_retry: bool
+
+
+class OriginalFile(Answer):
+    """What a file of torch was before its conversion made it the file `became`; `size` in bytes
+    and `sha256` are null and empty where they are not known."""
+
+    name: str
+    size: int | None
+    sha256: str
+    became: str
 
 
 class ArrivedPart(Answer):
@@ -667,7 +697,8 @@ class CheckpointListItem(Answer):
     """A checkpoint; `created` in epoch seconds, `size` in bytes of all its files.
 
     `sha256` has its file's at the place that `name` has its name, empty where it is not known; of
-    a converted file it is the one of what was uploaded. The others are as in CheckpointSummary.
+    a converted file it is the one of what was uploaded, which `originals` tell more of. The others
+    are as in CheckpointSummary.
     """
 
     id: str
@@ -684,6 +715,8 @@ class CheckpointListItem(Answer):
     step: CheckpointStep | None
     message: str
     error: str
+    can_retry: bool
+    originals: list[OriginalFile]
 
 
 class CheckpointListAnswer(Answer):

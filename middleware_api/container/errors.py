@@ -13,6 +13,10 @@ ContainerError
 JobCancelled is not an error: it unwinds the sampler when a cancel marker appears.
 """
 
+from __future__ import annotations
+
+from middleware_api.contract import WEIGHTS_REFUSED
+
 
 class ContainerError(Exception):
     """A failure whose message is written for the person who asked for the picture."""
@@ -35,7 +39,7 @@ class CheckpointUnreadable(ContainerError):
     """A weights file is missing, broken, or of a kind that the engine cannot load."""
 
     status = 400
-    code = "checkpoint_unreadable"
+    code = WEIGHTS_REFUSED
 
 
 class DiskFull(ContainerError):

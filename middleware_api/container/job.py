@@ -151,9 +151,11 @@ class JobRunner:
         except WorkerStopping:
             raise
         except ContainerError as error:
-            self._note_outcome(job_id, contract.Outcome(result=None, failure=str(error)))
+            self._note_outcome(
+                job_id, contract.Outcome(result=None, failure=str(error), code=error.code)
+            )
             raise
-        self._note_outcome(job_id, contract.Outcome(result=result, failure=None))
+        self._note_outcome(job_id, contract.Outcome(result=result, failure=None, code=""))
         return result
 
     def _earlier_outcome(self, job_id: str) -> contract.InvocationResult | None:

@@ -17,12 +17,13 @@ from middleware_api.contract import (
     INFERENCE_FINAL,
     MIB,
     CheckpointState,
+    CheckpointStep,
     CheckpointType,
     InferenceState,
     PartTag,
     TaskType,
     checkpoint_key,
-    conversion_id,
+    converted_checkpoint_id,
     converted_name,
     is_pickled,
 )
@@ -123,26 +124,51 @@ class AdmissionService:
 
     def job_ended(self, job_id: str) -> None:
         """A job has ended; those that are no conversions are none of our business."""
-        checkpoint_id = job_id.removeprefix(conversion_id(""))
-        if checkpoint_id == job_id:
+        checkpoint_id = converted_checkpoint_id(job_id)
+        if checkpoint_id is None:
             return
         try:
             checkpoint = self._checkpoint_service.get(checkpoint_id)
         except NotFound:  # deleted meanwhile
             return
-        if checkpoint.state is CheckpointState.INITIAL:
+        if checkpoint.step is CheckpointStep.CONVERTING and checkpoint.conversion_id == job_id:
             self.reconcile(checkpoint)
+
+    def retry(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Convert one again whose conversion came to nothing. Raises Conflict where its bytes
+        are gone, or were refused."""
+        if checkpoint.step is CheckpointStep.CONVERTING:
+            return checkpoint  # the caller did not hear our first answer
+        if not checkpoint.can_retry:
+            raise Conflict(
+                f"Checkpoint '{checkpoint.id}' is {checkpoint.state.value}, and there is nothing "
+                "to try again: only a conversion that did not fail by its file can be, within 24 "
+                "hours. Upload the file again.",
+                "nothing_to_retry",
+            )
+        now = self._clock()
+        again = self._records.update(
+            replace(
+                checkpoint,
+                state=CheckpointState.INITIAL,
+                error="",
+                arrived_at=now,
+                check_at=now + RECONCILE_SECONDS,
+                conversion=checkpoint.conversion + 1,
+            )
+        )
+        return self._convert(again)
 
     def reconcile(self, checkpoint: Checkpoint) -> None:
         """Look after one that waits for its conversion: begin it, or take its end in."""
-        job = self._inference_service.existing(conversion_id(checkpoint.id))
+        job = self._inference_service.existing(checkpoint.conversion_id)
         if job is None:
             if self._clock() > (checkpoint.arrived_at or 0) + DEADLINE_SECONDS:
                 hours = DEADLINE_SECONDS // 3600
-                self._checkpoint_service.fail(
+                self._checkpoint_service.fail_for_now(
                     checkpoint,
                     f"No endpoint was in service for {hours} hours to convert it to .safetensors. "
-                    "Create an endpoint, then upload it again; or convert it yourself.",
+                    "Create an endpoint, then try it again; or convert it yourself.",
                 )
             else:
                 self._convert(checkpoint)
@@ -151,12 +177,21 @@ class AdmissionService:
         elif job.state is InferenceState.SUCCEEDED:
             self._take_in(checkpoint, job)
         else:
-            cancelled = "Its conversion to .safetensors was cancelled. Upload it again."
-            self._checkpoint_service.fail(checkpoint, job.error or cancelled)
+            self._conversion_failed(checkpoint, job)
+
+    def _conversion_failed(self, checkpoint: Checkpoint, job: InferenceJob) -> None:
+        """By the file's fault for good, and else until somebody tries it again."""
+        reason = job.error or "Its conversion to .safetensors was cancelled."
+        if self._inference_service.files.is_refused(job):
+            self._checkpoint_service.fail(checkpoint, reason)
+        else:
+            self._checkpoint_service.fail_for_now(
+                checkpoint, f"{reason} Its bytes are kept for 24 hours: try it again."
+            )
 
     def _convert(self, checkpoint: Checkpoint) -> Checkpoint:
         """Begin its conversion, where there is an endpoint."""
-        job_id = conversion_id(checkpoint.id)
+        job_id = checkpoint.conversion_id
         if self._inference_service.existing(job_id) is not None:
             return checkpoint  # the caller did not hear our first answer
         used = tuple(
@@ -231,7 +266,7 @@ class AdmissionService:
         self, checkpoint: Checkpoint, file: CheckpointFile, hashes: dict[str, str]
     ) -> CheckpointFile:
         name = converted_name(file.name)
-        key = checkpoint_key(checkpoint.type, conversion_id(checkpoint.id), name)
+        key = checkpoint_key(checkpoint.type, checkpoint.conversion_id, name)
         return replace(
             file,
             name=name,

@@ -21,6 +21,7 @@ from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecor
 from middleware_api.ports import Objects, Page, Records
 from middleware_api.records import Checkpoint, CheckpointFile, UsedCheckpoint
 from middleware_api.services.access import Principal
+from middleware_api.services.checkpoint_names import CheckpointNames, name_taken
 from middleware_api.services.uploads import (
     UPLOAD_DEADLINE_SECONDS,
     NewFile,
@@ -32,6 +33,8 @@ from middleware_api.services.uploads import (
 
 # How long binding a checkpoint's names may take before the reconciler does it.
 FINDABLE_SECONDS = 60.0
+# How long the bytes of one stay whose conversion came to nothing, but not by their fault.
+RETRY_SECONDS = 24 * 3600.0
 
 
 class CheckpointService:
@@ -47,6 +50,7 @@ class CheckpointService:
         self._records = records
         self._objects = objects
         self._uploads = Uploads(objects)
+        self._names = CheckpointNames(records)
         self._clock = clock
         self._new_id = new_id
 
@@ -66,7 +70,7 @@ class CheckpointService:
         """
         for file in files:
             require_hashable(self._objects, file.name, file.size or 0)
-        if known := self._same_content(caller.name, kind, files):
+        if known := self._names.same_content(caller.name, kind, files):
             is_open = known.state is CheckpointState.INITIAL and known.arrived_at is None
             return known, self.missing_parts(known) if is_open else []
         checkpoint_id = self._new_id()
@@ -87,7 +91,7 @@ class CheckpointService:
         )
         self._records.add(checkpoint)
         if len(files) == 1 and files[0].sha256:
-            self._records.bind(_unfinished_key(caller.name, kind, files[0]), checkpoint_id)
+            self._names.note_begun(checkpoint, files[0])
         return checkpoint, self.missing_parts(checkpoint)
 
     def adopt(
@@ -108,7 +112,7 @@ class CheckpointService:
         )
         with suppress(Conflict):  # we died between adopting it and saying so
             self._records.add(checkpoint)
-        self._make_findable(checkpoint)
+        self._names.show(checkpoint)
         return checkpoint
 
     def finished(self, key: str, sha256: str) -> CheckpointFile:
@@ -165,7 +169,7 @@ class CheckpointService:
                 checkpoint = self._give_up(checkpoint)
             except Conflict:  # it has just ended of itself
                 checkpoint = self.get(checkpoint.id)
-        self._hide(checkpoint)
+        self._names.hide(checkpoint)
         # The record goes last: a deletion that was cut short can be asked for again.
         self.forget_bytes(checkpoint)
         self._records.remove(checkpoint)
@@ -175,8 +179,9 @@ class CheckpointService:
         self._uploads.abort(checkpoint.files)
         folders = {file.key.rpartition("/")[0] + "/" for file in checkpoint.files}
         if checkpoint.arrived_at is not None:  # what came, and what was made of it
-            for checkpoint_id in (checkpoint.id, conversion_id(checkpoint.id)):
-                folders.add(checkpoint_key(checkpoint.type, checkpoint_id, ""))
+            attempts = range(1, checkpoint.conversion + 1)
+            made = (conversion_id(checkpoint.id, attempt) for attempt in attempts)
+            folders |= {checkpoint_key(checkpoint.type, one, "") for one in (checkpoint.id, *made)}
         for folder in folders:
             self._objects.delete_all(folder)
 
@@ -247,7 +252,7 @@ class CheckpointService:
                 check_at=self._clock() + FINDABLE_SECONDS,
             )
         )
-        self._make_findable(active)
+        self._names.show(active)
         return self._records.update(replace(active, check_at=None))
 
     def fail(self, checkpoint: Checkpoint, reason: str) -> Checkpoint:
@@ -257,6 +262,49 @@ class CheckpointService:
         )
         self.forget_bytes(failed)
         return failed
+
+    def fail_for_now(self, checkpoint: Checkpoint, reason: str) -> Checkpoint:
+        """End one whose bytes are good for another try, until they go too."""
+        kept_until = self._clock() + RETRY_SECONDS
+        return self._records.update(
+            replace(
+                _ended(checkpoint),
+                state=CheckpointState.FAILED,
+                error=reason,
+                check_at=kept_until,
+            )
+        )
+
+    def rename(self, checkpoint: Checkpoint, old: str, new: str) -> Checkpoint:
+        """Give a file another name. Its object stays where it is, so that jobs which were
+        submitted with the old name find it.
+
+        Raises Conflict where it has not become Active yet, and for a name in use.
+        """
+        file = _file_named(checkpoint, old)
+        if checkpoint.state not in (CheckpointState.ACTIVE, CheckpointState.DISABLED):
+            raise Conflict(
+                f"Checkpoint '{checkpoint.id}' is {checkpoint.state.value}. Rename it when it is "
+                "Active.",
+                "state_not_allowed",
+            )
+        if new == file.name:
+            return checkpoint
+        if any(new in each.names for each in checkpoint.files):
+            raise name_taken(checkpoint, new)
+        files = tuple(
+            replace(each, name=new) if each is file else each for each in checkpoint.files
+        )
+        with self._names.taking(checkpoint, new):
+            # Due until its names are bound, as when it became Active.
+            due = self._clock() + FINDABLE_SECONDS
+            renamed = self._records.update(replace(checkpoint, files=files, check_at=due))
+        self._names.hide(checkpoint)
+        if renamed.state is CheckpointState.ACTIVE:
+            self._names.show(renamed)
+        else:
+            self._names.hide(renamed)
+        return self._records.update(replace(renamed, check_at=None))
 
     def set_state(self, checkpoint: Checkpoint, state: CheckpointState) -> Checkpoint:
         """Disable, enable again, or give an upload up."""
@@ -277,7 +325,7 @@ class CheckpointService:
         if state is CheckpointState.ACTIVE:
             return self.activate(checkpoint)
         disabled = self._records.update(replace(checkpoint, state=state, check_at=None))
-        self._hide(disabled)
+        self._names.hide(disabled)
         return disabled
 
     def resolve(self, kind: CheckpointType, name: str) -> UsedCheckpoint:
@@ -295,23 +343,16 @@ class CheckpointService:
 
     def find(self, kind: CheckpointType, name: str) -> UsedCheckpoint | None:
         """What `resolve` finds, or None."""
-        checkpoint_id = self._records.lookup(_name_key(kind, name))
-        if checkpoint_id is None:
-            return None
-        checkpoint = self._records.get(Checkpoint, checkpoint_id)
-        if checkpoint.state is not CheckpointState.ACTIVE:
-            return None
-        file = next(f for f in checkpoint.files if name in f.names)
-        return UsedCheckpoint(
-            type=kind, name=name, key=file.key, size=file.size or 0, sha256=file.sha256 or ""
-        )
+        return self._names.find(kind, name)
 
     def reconcile(self, checkpoint: Checkpoint) -> None:
         """Bind the names of one that became Active and got no further; end an upload whose
-        deadline has passed."""
+        deadline has passed; forget the bytes of one that failed and was not tried again."""
         if checkpoint.state is not CheckpointState.INITIAL:
             if checkpoint.state is CheckpointState.ACTIVE:
-                self._make_findable(checkpoint)
+                self._names.show(checkpoint)
+            elif checkpoint.state is CheckpointState.FAILED:  # nobody tried it again
+                self.forget_bytes(checkpoint)
             self._records.update(replace(checkpoint, check_at=None))
             return
         hours = UPLOAD_DEADLINE_SECONDS // 3600
@@ -324,40 +365,12 @@ class CheckpointService:
     def _give_up(self, checkpoint: Checkpoint) -> Checkpoint:
         what = "import" if checkpoint.sources else "upload"
         if checkpoint.step is CheckpointStep.CONVERTING:
-            self._objects.write(cancel_key(conversion_id(checkpoint.id)), b"")
+            self._objects.write(cancel_key(checkpoint.conversion_id), b"")
         while True:
             self._require(checkpoint, CheckpointState.FAILED)
             with suppress(StaleRecord):  # its runner has noted progress meanwhile
                 return self.fail(checkpoint, f"The {what} was given up by its owner.")
             checkpoint = self.get(checkpoint.id)
-
-    def _same_content(
-        self, owner: str, kind: CheckpointType, files: list[NewFile]
-    ) -> Checkpoint | None:
-        if len(files) != 1 or not files[0].sha256:
-            return None
-        for key in (
-            _content_key(kind, files[0].name, files[0].sha256),
-            _unfinished_key(owner, kind, files[0]),
-        ):
-            checkpoint_id = self._records.lookup(key)
-            if checkpoint_id is None:
-                continue
-            try:
-                known = self._records.get(Checkpoint, checkpoint_id)
-            except NotFound:  # deleted by half
-                continue
-            if known.state in (CheckpointState.ACTIVE, CheckpointState.INITIAL):
-                return known
-        return None
-
-    def _make_findable(self, checkpoint: Checkpoint) -> None:
-        for key in _keys(checkpoint):
-            self._records.bind(key, checkpoint.id)
-
-    def _hide(self, checkpoint: Checkpoint) -> None:
-        for key in _keys(checkpoint):
-            self._records.release(key, checkpoint.id)
 
     def _require(self, checkpoint: Checkpoint, state: CheckpointState) -> None:
         if state not in CHECKPOINT_TRANSITIONS[checkpoint.state]:
@@ -367,6 +380,17 @@ class CheckpointService:
                 f"{state.value}; from here it can become: {', '.join(allowed) or 'nothing'}.",
                 "state_not_allowed",
             )
+
+
+def _file_named(checkpoint: Checkpoint, name: str) -> CheckpointFile:
+    """Its file of that name; with "" its only one. Raises InvalidRequest."""
+    names = [file.name for file in checkpoint.files]
+    if name in names or (not name and len(names) == 1):
+        return checkpoint.files[names.index(name) if name else 0]
+    raise InvalidRequest(
+        f"Say which file of checkpoint '{checkpoint.id}' is meant; it has: {', '.join(names)}.",
+        ("body", "filename"),
+    )
 
 
 def _require_upload(checkpoint: Checkpoint) -> None:
@@ -382,30 +406,3 @@ def _ended(checkpoint: Checkpoint) -> Checkpoint:
     """Nobody runs it or looks after it any more, and the tokens in its URLs are forgotten."""
     sources = tuple(replace(source, url="") for source in checkpoint.sources)
     return replace(checkpoint, check_at=None, leased_until=0.0, waits_for="", sources=sources)
-
-
-def _keys(checkpoint: Checkpoint) -> list[str]:
-    """By what an Active one is found; a single file's also by its content, converted or as it
-    came."""
-    keys = [_name_key(checkpoint.type, name) for f in checkpoint.files for name in f.names]
-    if len(checkpoint.files) == 1:
-        (file,) = checkpoint.files
-        for name, sha256 in (
-            (file.name, file.sha256),
-            (file.original_name, file.original_sha256),
-        ):
-            if sha256:
-                keys.append(_content_key(checkpoint.type, name, sha256))
-    return keys
-
-
-def _name_key(kind: CheckpointType, name: str) -> str:
-    return f"checkpoint-name/{kind.value}/{name}"
-
-
-def _content_key(kind: CheckpointType, name: str, sha256: str) -> str:
-    return f"checkpoint-content/{kind.value}/{sha256}/{name}"
-
-
-def _unfinished_key(owner: str, kind: CheckpointType, file: NewFile) -> str:
-    return f"checkpoint-upload/{owner}/{kind.value}/{file.sha256}/{file.size}/{file.name}"

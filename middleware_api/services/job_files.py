@@ -102,6 +102,14 @@ class JobFiles:
             return None
         return InvocationFinished(job.id, result=outcome["result"], failure=outcome["failure"])
 
+    def is_refused(self, job: InferenceJob) -> bool:
+        """Whether its worker has refused the weights that it was given."""
+        try:
+            outcome: Outcome = json.loads(self._objects.read(contract.outcome_key(job.id)))
+        except NotFound:
+            return False
+        return outcome.get("code") == contract.WEIGHTS_REFUSED
+
     def write_result(self, job: InferenceJob, result: InvocationResult) -> None:
         """What row 5 answers."""
         document = {

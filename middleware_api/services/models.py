@@ -9,18 +9,28 @@ from dataclasses import asdict, dataclass, replace
 from middleware_api import contract
 from middleware_api.contract import (
     MODEL_TRANSITIONS,
+    SAFETENSORS,
     CheckpointState,
     CheckpointType,
     ModelOrder,
     ModelState,
     PartTag,
     TrainState,
+    weights_name,
 )
-from middleware_api.errors import Conflict, ContentDiffers, NotFound, ServiceError
+from middleware_api.errors import (
+    Conflict,
+    ContentDiffers,
+    FileRefused,
+    InvalidRequest,
+    NotFound,
+    ServiceError,
+)
 from middleware_api.ports import Objects, Page, Records, TrainingChanged, TrainingJobs
 from middleware_api.records import Checkpoint, Model
 from middleware_api.services.access import Principal
 from middleware_api.services.checkpoints import CheckpointService
+from middleware_api.services.examination import examine
 from middleware_api.services.idempotency import claim_id
 from middleware_api.services.orders import RECONCILE_SECONDS, Orders
 from middleware_api.services.training_output import TrainingOutput
@@ -31,6 +41,9 @@ from middleware_api.services.uploads import (
     Uploads,
     tags_by_file,
 )
+
+# What may lie beside the weights.
+_DESCRIPTIONS = (".yaml", ".json")
 
 
 @dataclass(frozen=True)
@@ -127,8 +140,13 @@ class ModelService:
         try:
             for files in self._uploads.complete(model.files, by_file):
                 model = self._records.update(replace(model, files=files))
-        except ContentDiffers as fault:
-            self._end(model, ModelState.FAILED, fault.message)
+            for file in model.files:
+                if not file.name.endswith(_DESCRIPTIONS):
+                    examine(self._objects, replace(file, name=weights_name(file.name)))
+        except (ContentDiffers, FileRefused) as fault:
+            # The latest: of several files some may have been put together.
+            failed = self._end(self._records.get(Model, model.id), ModelState.FAILED, fault.message)
+            self._objects.delete_all(_prefix(failed))
             raise
         creating = self._records.update(
             replace(model, state=ModelState.CREATING, check_at=self._clock() + RECONCILE_SECONDS)
@@ -222,6 +240,7 @@ class ModelService:
     def _new_model(self, caller: Principal, model_id: str, request: NewModel) -> Model:
         if request.checkpoint_id:
             self._checkpoint(request.checkpoint_id, request.type)
+        _require_tensors(request.files)
         now = self._clock()
         return Model(
             id=model_id,
@@ -272,6 +291,19 @@ class ModelService:
 
 def _prefix(model: Model) -> str:
     return contract.model_prefix(model.type, model.name, model.id)
+
+
+def _require_tensors(files: Collection[NewFile]) -> None:
+    """Raises InvalidRequest: a training machine opens no pickles."""
+    for place, file in enumerate(files):
+        name = weights_name(file.name)
+        if not name.endswith((SAFETENSORS, *_DESCRIPTIONS)):
+            raise InvalidRequest(
+                f"'{name}' is no .safetensors file, and none that describes one (.yaml, .json). "
+                "Upload weights of torch as a checkpoint, which converts them, and name that by "
+                "checkpoint_id.",
+                ("body", "filenames", place, "filename"),
+            )
 
 
 def _require(model: Model, state: ModelState) -> None:
