@@ -132,9 +132,10 @@ class TrainSettings:
     )
     learning_rate_min: float = _honoured(1e-6, "The lowest rate of cosine_annealing.", high=1)
     optimizer: str = _honoured(
-        "8bit AdamW",
-        "The 8-bit and paged ones, and Lion, need a GPU with bitsandbytes; Torch AdamW takes the "
-        "place of what is not there, or not known, and a warning says so.",
+        "",
+        "Default: 8bit AdamW where there is a GPU with bitsandbytes, else Torch AdamW. That one "
+        "takes the place of what is not there or not known, and a warning says so: the 8-bit and "
+        "paged ones, and Lion, need such a GPU.",
     )
     weight_decay: float = _honoured(0.01, "Of the UNet.", high=1)
     tenc_weight_decay: float = _honoured(0.01, "Of the text encoder.", high=1)
@@ -269,63 +270,63 @@ class OtherField:
     refused: bool = False
 
 
-def _mapped(instead: str) -> OtherField:
+def mapped(instead: str) -> OtherField:
     return OtherField(instead)
 
 
-def _refused(why: str, *neutral: object) -> OtherField:
+def refused(why: str, *neutral: object) -> OtherField:
     return OtherField(why, neutral, refused=True)
 
 
-_OWN_FOLDER = _mapped("A folder of the local extension; the order names the model in its place.")
-_COUNTER = _mapped("A counter of the local extension; a training counts its own steps from 0.")
-_STATES = _mapped(
+_OWN_FOLDER = mapped("A folder of the local extension; the order names the model in its place.")
+_COUNTER = mapped("A counter of the local extension; a training counts its own steps from 0.")
+_STATES = mapped(
     "A state to go on from is saved every save_embedding_every epochs, and when it is stopped."
 )
-_WEIGHTS = _mapped("The finished weights are always saved, and those of a stopped training too.")
-_BETWEEN = _mapped("A state to go on from is saved instead (save_embedding_every).")
-_OLD_OPTIMIZER = _refused("The optimizers that estimate the rate themselves are not there.", 0, 0.0)
+_WEIGHTS = mapped("The finished weights are always saved, and those of a stopped training too.")
+_BETWEEN = mapped("A state to go on from is saved instead (save_embedding_every).")
+_OLD_OPTIMIZER = refused("The optimizers that estimate the rate themselves are not there.", 0, 0.0)
 
 OTHER_FIELDS: dict[str, OtherField] = {
-    "adamw_weight_decay": _mapped("An old name of weight_decay."),
+    "adamw_weight_decay": mapped("An old name of weight_decay."),
     "adaptation_beta1": _OLD_OPTIMIZER,
     "adaptation_beta2": _OLD_OPTIMIZER,
     "adaptation_d0": _OLD_OPTIMIZER,
     "adaptation_eps": _OLD_OPTIMIZER,
     "adaptation_growth_rate": _OLD_OPTIMIZER,
     "adaptation_momentum": _OLD_OPTIMIZER,
-    "attention": _mapped("PyTorch's own attention, which is as fast and needs as little memory."),
-    "center_crop": _mapped("Pictures are always cut around their middle."),
-    "concepts_list": _mapped("The concepts: see the second table."),
-    "concepts_path": _refused("A file of the local extension. Send concepts_list instead.", ""),
-    "deis_train_scheduler": _mapped("See noise_scheduler."),
-    "deterministic": _mapped("A training always is: see seed."),
-    "disable_logging": _mapped("The loss is always told."),
-    "dynamic_img_norm": _refused("Pictures keep their own brightness and contrast.", False),
-    "enable_tomesd": _refused("See tomesd.", False),
+    "attention": mapped("PyTorch's own attention, which is as fast and needs as little memory."),
+    "center_crop": mapped("Pictures are always cut around their middle."),
+    "concepts_list": mapped("The concepts: see the second table."),
+    "concepts_path": refused("A file of the local extension. Send concepts_list instead.", ""),
+    "deis_train_scheduler": mapped("See noise_scheduler."),
+    "deterministic": mapped("A training always is: see seed."),
+    "disable_logging": mapped("The loss is always told."),
+    "dynamic_img_norm": refused("Pictures keep their own brightness and contrast.", False),
+    "enable_tomesd": refused("See tomesd.", False),
     "epoch": _COUNTER,
-    "epoch_pause_frequency": _refused("A machine that is paid for does not pause.", 0),
-    "epoch_pause_time": _mapped("See epoch_pause_frequency."),
-    "freeze_spectral_norm": _refused("Not there.", False),
-    "full_mixed_precision": _mapped("What is trained stays in single precision."),
-    "gradient_set_to_none": _mapped("Always."),
-    "graph_smoothing": _mapped("A matter of who draws the loss."),
-    "has_ema": _mapped("Read from the weights when the model is made (extract_ema)."),
+    "epoch_pause_frequency": refused("A machine that is paid for does not pause.", 0),
+    "epoch_pause_time": mapped("See epoch_pause_frequency."),
+    "freeze_spectral_norm": refused("Not there.", False),
+    "full_mixed_precision": mapped("What is trained stays in single precision."),
+    "gradient_set_to_none": mapped("Always."),
+    "graph_smoothing": mapped("A matter of who draws the loss."),
+    "has_ema": mapped("Read from the weights when the model is made (extract_ema)."),
     "initial_revision": _COUNTER,
-    "input_pertubation": _mapped("Without effect here as in the extension."),
+    "input_pertubation": mapped("Without effect here as in the extension."),
     "lifetime_revision": _COUNTER,
-    "lora_model_name": _refused("A LoRA is always begun anew.", ""),
-    "lora_rank": _mapped("An old name of lora_unet_rank and lora_txt_rank."),
-    "lora_txt_weight": _mapped("A LoRA's weight is chosen in the prompt that uses it."),
-    "lora_use_buggy_requires_grad": _refused("A fault that is not repeated here.", False),
-    "lora_weight": _mapped("A LoRA's weight is chosen in the prompt that uses it."),
+    "lora_model_name": refused("A LoRA is always begun anew.", ""),
+    "lora_rank": mapped("An old name of lora_unet_rank and lora_txt_rank."),
+    "lora_txt_weight": mapped("A LoRA's weight is chosen in the prompt that uses it."),
+    "lora_use_buggy_requires_grad": refused("A fault that is not repeated here.", False),
+    "lora_weight": mapped("A LoRA's weight is chosen in the prompt that uses it."),
     "model_dir": _OWN_FOLDER,
     "model_path": _OWN_FOLDER,
-    "model_type": _mapped("Read from the weights."),
-    "noise_scheduler": _mapped("All of them add noise alike (DDPM)."),
-    "pad_tokens": _mapped("Captions are always filled up, as prompts are when a picture is made."),
+    "model_type": mapped("Read from the weights."),
+    "noise_scheduler": mapped("All of them add noise alike (DDPM)."),
+    "pad_tokens": mapped("Captions are always filled up, as prompts are when a picture is made."),
     "pretrained_model_name_or_path": _OWN_FOLDER,
-    "pretrained_vae_name_or_path": _refused("The model's own VAE is used.", ""),
+    "pretrained_vae_name_or_path": refused("The model's own VAE is used.", ""),
     "revision": _COUNTER,
     "save_ckpt_after": _WEIGHTS,
     "save_ckpt_cancel": _WEIGHTS,
@@ -333,28 +334,28 @@ OTHER_FIELDS: dict[str, OtherField] = {
     "save_lora_after": _WEIGHTS,
     "save_lora_cancel": _WEIGHTS,
     "save_lora_during": _BETWEEN,
-    "save_lora_for_extra_net": _mapped("Always kohya's format, which the WebUI's networks read."),
-    "save_safetensors": _mapped("Always."),
+    "save_lora_for_extra_net": mapped("Always kohya's format, which the WebUI's networks read."),
+    "save_safetensors": mapped("Always."),
     "save_state_after": _STATES,
     "save_state_cancel": _STATES,
     "save_state_during": _STATES,
     "shared_diffusers_path": _OWN_FOLDER,
     "snapshot": _COUNTER,
     "src": _OWN_FOLDER,
-    "strict_tokens": _refused("Captions are read as prompts are.", False),
-    "tomesd": _refused("Sample pictures are made as pictures are: without merged tokens.", 0, 0.0),
-    "train_imagic": _refused("Not there.", False),
-    "train_unfrozen": _mapped("A full training trains every layer."),
-    "use_8bit_adam": _mapped("An old name: true is the optimizer 8bit AdamW."),
-    "use_concepts": _refused("A file of the local extension. Send concepts_list instead.", False),
+    "strict_tokens": refused("Captions are read as prompts are.", False),
+    "tomesd": refused("Sample pictures are made as pictures are: without merged tokens.", 0, 0.0),
+    "train_imagic": refused("Not there.", False),
+    "train_unfrozen": mapped("A full training trains every layer."),
+    "use_8bit_adam": mapped("An old name: true is the optimizer 8bit AdamW."),
+    "use_concepts": refused("A file of the local extension. Send concepts_list instead.", False),
     "use_shared_src": _OWN_FOLDER,
     "use_subdir": _OWN_FOLDER,
-    "v2": _mapped("Read from the weights."),
+    "v2": mapped("Read from the weights."),
 }
 
 OTHER_CONCEPT_FIELDS: dict[str, OtherField] = {
-    "is_valid": _mapped("Found out anew."),
-    "save_sample_template": _refused("A file of the local extension. Use save_sample_prompt.", ""),
+    "is_valid": mapped("Found out anew."),
+    "save_sample_template": refused("A file of the local extension. Use save_sample_prompt.", ""),
 }
 
 # Older names of honoured fields, as old `db_config.json` files have them.

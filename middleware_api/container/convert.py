@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from middleware_api.container import unpickle
 from middleware_api.container.errors import CheckpointUnreadable
 from middleware_api.container.job import Answer, Job
 from middleware_api.container.progress import Step
+from middleware_api.container.storage import Storage
 from middleware_api.container.tensor_file import DTYPE_NAMES, LazyTensor, header_of
 from middleware_api.contract import CheckpointType, ContainerCheckpoint
 from middleware_api.tensor_header import HEADER_MAX_BYTES
@@ -51,32 +53,61 @@ def _convert(job: Job, told: ContainerCheckpoint) -> ContainerCheckpoint:
     kind = CheckpointType(told["type"])
     key = contract.checkpoint_key(kind, job.invocation["job_id"], name)
     job.progress.phase("converting checkpoint")
-    with _unpickled(job, told["name"], path) as program:
-        tensors, metadata = _described(program, told["name"])
-        header = header_of(tensors, {**metadata, "format": "pt"})
+
+    def note(done: int, size: int) -> None:
+        job.progress.note("converting checkpoint", Step(done, size, None))
+
+    source = Unpickled(told["name"], path, job.storage, key)
+    size, sha256 = copy_unpickled(source, {}, job.stop_if_asked, note)
+    return ContainerCheckpoint(type=told["type"], name=name, key=key, size=size, sha256=sha256)
+
+
+@dataclass(frozen=True)
+class Unpickled:
+    """A file of torch on this machine, and where its tensors are to go."""
+
+    name: str
+    path: Path
+    storage: Storage
+    key: str
+
+
+def copy_unpickled(
+    source: Unpickled,
+    more_metadata: Mapping[str, str],
+    stop_if_asked: Callable[[], None],
+    note: Callable[[int, int], None],
+) -> tuple[int, str]:
+    """The new file's size and SHA-256. `note` is told how many of how many bytes are written.
+
+    Raises CheckpointUnreadable, DiskFull, StorageUnreachable, and what `stop_if_asked` raises.
+    """
+    with _unpickled(source.name, source.path, stop_if_asked) as program:
+        tensors, metadata = _described(program, source.name)
+        header = header_of(tensors, {**metadata, **more_metadata, "format": "pt"})
         size = len(header) + sum(tensor.n_bytes for tensor in tensors.values())
         digest = hashlib.sha256(header)
         done = len(header)
-        with job.storage.writing(key, size) as sink:
+        with source.storage.writing(source.key, size) as sink:
             sink.write(memoryview(header))
             while done < size:
                 piece = program.read(min(_PIECE, size - done))
                 digest.update(piece)
                 sink.write(memoryview(piece))
                 done += len(piece)
-                job.progress.note("converting checkpoint", Step(done, size, None))
+                note(done, size)
             program.finish()
-    return ContainerCheckpoint(
-        type=told["type"], name=name, key=key, size=size, sha256=digest.hexdigest()
-    )
+    return size, digest.hexdigest()
 
 
 class _Program:
     """The sandbox while it runs; every wait for it ends when the job is cancelled."""
 
-    def __init__(self, process: subprocess.Popen[bytes], job: Job, name: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], name: str, stop_if_asked: Callable[[], None]
+    ) -> None:
         assert process.stdout is not None
-        self._process, self._job, self._name = process, job, name
+        self._process, self._name, self._stop_if_asked = process, name, stop_if_asked
         self._out = process.stdout.fileno()
         self._ready = selectors.DefaultSelector()
         self._ready.register(self._out, selectors.EVENT_READ)
@@ -84,7 +115,7 @@ class _Program:
     def read(self, most: int) -> bytes:
         """Some bytes, at least one. Raises CheckpointUnreadable when it has no more."""
         while True:
-            self._job.stop_if_asked()
+            self._stop_if_asked()
             if self._ready.select(_LOOK_SECONDS):
                 break
         piece = os.read(self._out, most)
@@ -124,7 +155,7 @@ class _Program:
 
 
 @contextmanager
-def _unpickled(job: Job, name: str, path: Path) -> Iterator[_Program]:
+def _unpickled(name: str, path: Path, stop_if_asked: Callable[[], None]) -> Iterator[_Program]:
     """The program at work on the file; it is gone when the block ends."""
     size = path.stat().st_size
     seconds = START_SECONDS + size // BYTES_A_SECOND
@@ -144,7 +175,7 @@ def _unpickled(job: Job, name: str, path: Path) -> Iterator[_Program]:
     ):
         patience = threading.Timer(WAITS_A_SECOND * seconds, process.kill)
         patience.start()
-        program = _Program(process, job, name)
+        program = _Program(process, name, stop_if_asked)
         try:
             yield program
         finally:

@@ -6,6 +6,7 @@ ContainerError
 ├── DiskFull              507  no room for pictures or weights
 ├── FailedBefore          409  the job came again after it had failed
 ├── StorageUnreachable    503  the object store does not take or give objects
+├── TrainingFailed        500  a training that cannot go on
 ├── Unforeseen            500  a fault of ours; the log has the traceback
 ├── WorkerStopping        503  the process is going away, queue the job again
 └── Unauthorized          401  the worker token is missing or wrong
@@ -61,6 +62,12 @@ class StorageUnreachable(ContainerError):
 
     status = 503
     code = "storage_unreachable"
+
+
+class TrainingFailed(ContainerError):
+    """A training that cannot go on: its loss is no number, or the machine is too small for it."""
+
+    code = "training_failed"
 
 
 class Unforeseen(ContainerError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 PROJECTION = "text_projection"
@@ -53,3 +54,19 @@ def separated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for side, part in zip("qkv", tensor.chunk(3), strict=True):
             apart[f"{together[1]}{side}_proj.{together[2]}"] = part
     return apart
+
+
+def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Transformers' tensors under OpenCLIP's names; the projection is not among them."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            sides = [tensors[name.replace(".q_proj.", f".{side}_proj.")] for side in "qkv"]
+            name, tensor = name.replace(".q_proj.", ".in_proj_"), torch.cat(sides)
+        for parts in (_LAYER_PARTS, _PARTS):
+            for theirs, ours in parts.items():
+                name = name.replace(ours, theirs)
+        found[name] = tensor
+    return found

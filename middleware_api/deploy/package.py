@@ -34,7 +34,9 @@ IMAGE_SOURCES = (
     "pyproject.toml",
     "middleware_api/__init__.py",
     "middleware_api/contract.py",
+    "middleware_api/model_params.py",
     "middleware_api/tensor_header.py",
+    "middleware_api/training_fields.py",
     "middleware_api/weights_name.py",
 )
 IMAGE_FOLDERS = ("middleware_api/container",)
