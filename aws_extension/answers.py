@@ -13,6 +13,7 @@ from aws_extension.errors import UnexpectedAnswer
 from middleware_api.contract import (
     INFERENCE_FINAL,
     CheckpointState,
+    CheckpointStep,
     EndpointState,
     InferenceState,
 )
@@ -89,11 +90,21 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class OriginalFile:
+    """What a file of torch was before its conversion; `sha256` is "" where it is not known."""
+
+    name: str
+    size: int | None
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A weights file of the cloud; `sha256` goes with `names`, "" where it is not known.
 
-    `message` is what one waits for whose bytes are all there. One that the server fetches from a
-    URL has `sources`, and `progress` (0..1) where it is known.
+    `step` is what one is at that is not Active yet, `message` what it waits for. One that the
+    server fetches from a URL has `sources`, and `progress` (0..1) where it is known. `can_retry`:
+    its conversion failed, and can be tried again.
     """
 
     id: str
@@ -107,6 +118,18 @@ class Checkpoint:
     message: str = ""
     sources: tuple[str, ...] = ()
     progress: float | None = None
+    step: CheckpointStep | None = None
+    can_retry: bool = False
+    originals: tuple[OriginalFile, ...] = ()
+
+    def may_be(self, name: str, size: int) -> bool:
+        """Whether a file of that name and size may be it, as it is or as it came."""
+        came = any((one.name, one.size) == (name, size) for one in self.originals)
+        return came or (name in self.names and self.size == size)
+
+    def may_have(self, size: int) -> bool:
+        """Whether a file of that size may be it, under whatever name."""
+        return self.size == size or any(one.size == size for one in self.originals)
 
     @property
     def files(self) -> Iterator[tuple[str, str]]:
@@ -259,6 +282,10 @@ class Fields:
         except ValueError as fault:
             raise self._fault(name, value) from fault
 
+    def optional_choice(self, name: str, kinds: type[E]) -> E | None:
+        """A member of a closed set, or None."""
+        return None if self._raw.get(name) is None else self.choice(name, kinds)
+
     def time(self, name: str, pattern: str) -> datetime | None:
         """A UTC time, or None."""
         value = self.optional_text(name)
@@ -346,6 +373,16 @@ def parse_checkpoint(raw: object) -> Checkpoint:
         message=fields.optional_text("message"),
         sources=fields.texts("sources"),
         progress=fields.optional_number("progress"),
+        step=fields.optional_choice("step", CheckpointStep),
+        can_retry=fields.flag("can_retry"),
+        originals=tuple(
+            OriginalFile(
+                name=one.text("name"),
+                size=one.optional_integer("size"),
+                sha256=one.optional_text("sha256"),
+            )
+            for one in fields.objects("originals")
+        ),
     )
 
 

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from requests import Response
-from requests.adapters import BaseAdapter
-
 from aws_extension import http
 from aws_extension.answers import (
-    Checkpoint,
-    CheckpointUpload,
     Endpoint,
     Fields,
     InferenceJob,
     InferenceOutput,
     Submission,
-    parse_checkpoint,
-    parse_checkpoint_upload,
     parse_endpoint,
     parse_job,
     parse_list,
     parse_submission,
     parse_texts,
 )
+from aws_extension.checkpoint_calls import CheckpointCalls
 from aws_extension.errors import (
     Conflict,
     ConnectionLost,
@@ -41,13 +34,10 @@ from aws_extension.errors import (
 from middleware_api.contract import (
     BODY_MAX_BYTES,
     CURSOR_HEADER,
-    IDEMPOTENCY_HEADER,
     MIB,
-    CheckpointState,
     CheckpointType,
     InferenceState,
     MergeMethod,
-    PartTag,
     TaskType,
 )
 
@@ -143,54 +133,8 @@ def _eta(job: InferenceJob) -> str:
     return f", about {max(1, round(job.eta_seconds))} s left"
 
 
-class CloudClient:
-    """Calls one server with one token. Raises the errors of `aws_extension.errors`.
-
-    `on_behalf_of` names the user of a shared host whom it acts for: it then sees that user's
-    jobs and no others.
-    """
-
-    def __init__(
-        self,
-        api_url: str,
-        token: str,
-        *,
-        on_behalf_of: str = "",
-        adapter: BaseAdapter | None = None,
-        retries: http.Retries | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.api_url = api_url.rstrip("/")
-        self.retries = retries or http.Retries()
-        self._clock = clock
-        self._api = http.Http(self.retries, adapter, token, on_behalf_of)
-        # Presigned URLs carry their own permission; the token stays out of those requests.
-        self.storage = http.Http(self.retries, adapter)
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        document: object = None,
-        params: http.Params | None = None,
-        idempotency_key: str = "",
-        may_repeat: bool = True,
-    ) -> Response:
-        headers = {"Accept": "application/json"}
-        if idempotency_key:
-            headers[IDEMPOTENCY_HEADER] = idempotency_key
-        body = None
-        if document is not None:
-            headers["Content-Type"] = "application/json"
-            body = document if isinstance(document, bytes) else http.encode(document)
-        return self._api.send(
-            method,
-            self.api_url + path,
-            params=params,
-            body=body,
-            headers=headers,
-            may_repeat=may_repeat,
-        )
+class CloudClient(CheckpointCalls):
+    """The whole API of one server."""
 
     def test_connection(self) -> None:
         """Row 1."""
@@ -230,101 +174,6 @@ class CloudClient:
     def delete_endpoints(self, names: Sequence[str]) -> None:
         """Row 8."""
         self._call("DELETE", "/endpoints", {"delete_endpoint_list": list(names)})
-
-    # Checkpoints
-
-    def list_checkpoints(
-        self, states: Sequence[CheckpointState] = (), types: Sequence[CheckpointType] = ()
-    ) -> list[Checkpoint]:
-        """Row 22, all pages."""
-        found: list[Checkpoint] = []
-        cursor = ""
-        while True:
-            params: dict[str, str | int | list[str]] = {
-                "status": [state.value for state in states],
-                "types": [kind.value for kind in types],
-            }
-            if cursor:
-                params["cursor"] = cursor
-            answer = self._call("GET", "/checkpoints", params=params)
-            raw = _object(answer)
-            found.extend(
-                parse_checkpoint(item) for item in parse_list(raw.get("checkpoints"), "checkpoints")
-            )
-            cursor = answer.headers.get(CURSOR_HEADER, "")
-            if not cursor:
-                return found
-
-    def create_checkpoint(
-        self, kind: CheckpointType, filename: str, size: int, sha256: str, parts: int
-    ) -> CheckpointUpload:
-        """Row 20 (POST). With a `sha256` it is safe to repeat: the same content answers with the
-        same upload. Without, "", it may be told when the upload is completed."""
-        file: dict[str, object] = {"filename": filename, "parts_number": parts, "size": size}
-        if sha256:
-            file["sha256"] = sha256
-        document: dict[str, object] = {
-            "checkpoint_type": kind.value,
-            "filenames": [file],
-            "params": {},
-        }
-        return parse_checkpoint_upload(http.decode(self._call("POST", "/checkpoint", document)))
-
-    def upload_state(self, checkpoint_id: str) -> CheckpointUpload:
-        """Row 20b: which parts have arrived, and fresh URLs for the others."""
-        path = f"/checkpoint/{quote(checkpoint_id, safe='')}/upload"
-        return parse_checkpoint_upload(http.decode(self._call("GET", path)))
-
-    def get_checkpoint(self, checkpoint_id: str) -> Checkpoint:
-        """Row 20 (GET)."""
-        return self._checkpoint_of(self._call("GET", "/checkpoint", params={"id": checkpoint_id}))
-
-    def complete_checkpoint(
-        self,
-        checkpoint_id: str,
-        tags: Mapping[str, Sequence[PartTag]],
-        sha256: Mapping[str, str] | None = None,
-    ) -> Checkpoint:
-        """Row 21: the parts are all there, make it Active. `sha256` by file name."""
-        document: dict[str, object] = {
-            "checkpoint_id": checkpoint_id,
-            "status": CheckpointState.ACTIVE.value,
-            "multi_parts_tags": {name: list(parts) for name, parts in tags.items()},
-        }
-        if sha256:
-            document["sha256"] = dict(sha256)
-        return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
-
-    def prefetch_checkpoint(self, checkpoint_id: str, endpoint: str = "") -> None:
-        """A hint that a job with this checkpoint may come soon."""
-        path = f"/checkpoint/{quote(checkpoint_id, safe='')}/prefetch"
-        self._call("POST", path, {"endpoint_name": endpoint} if endpoint else {})
-
-    def set_checkpoint_state(self, checkpoint_id: str, state: CheckpointState) -> Checkpoint:
-        """Row 21: disable, enable again, or give an upload up."""
-        document = {"checkpoint_id": checkpoint_id, "status": state.value}
-        return self._checkpoint_of(self._call("PUT", "/checkpoint", document))
-
-    def delete_checkpoint(self, checkpoint_id: str) -> None:
-        """Forget a checkpoint and its bytes; one that is gone already is as good."""
-        try:
-            self._call("DELETE", "/checkpoint", params={"id": checkpoint_id})
-        except NotFound:
-            return
-
-    def import_checkpoint(self, kind: CheckpointType, url: str) -> Checkpoint:
-        """Row 30: have the server fetch a weights file from a URL; one however often it is sent."""
-        document: dict[str, object] = {
-            "checkpointType": kind.value,
-            "modelUrl": [url],
-            "params": {},
-        }
-        return self._checkpoint_of(
-            self._call("POST", "/upload_checkpoint", document, idempotency_key=str(uuid.uuid4()))
-        )
-
-    def _checkpoint_of(self, answer: Response) -> Checkpoint:
-        return parse_checkpoint(_object(answer).get("checkpoint"))
 
     # Inference
 
@@ -539,13 +388,6 @@ class CloudClient:
         for status in self.watch(job_id, should_cancel):
             on_progress(status)
         return status.job
-
-
-def _object(answer: Response) -> dict[str, Any]:
-    raw = http.decode(answer)
-    if not isinstance(raw, dict):
-        raise UnexpectedAnswer("The server answered something else than an object.")
-    return raw
 
 
 def _json(text: str | bytes) -> object:

@@ -15,7 +15,7 @@ SPEED_WINDOW_SECONDS = 5.0
 class UploadProgress:
     """How far an upload is; bytes, and bytes a second over the last seconds."""
 
-    phase: Literal["hashing", "sending", "finishing", "converting", "done"]
+    phase: Literal["hashing", "sending", "finishing", "checking", "converting", "done"]
     done: int
     total: int
     bytes_per_second: float = 0.0
@@ -36,6 +36,8 @@ class UploadProgress:
         """One line for the user."""
         if self.phase == "done":
             return "Uploaded"
+        if self.phase == "checking":
+            return "Sent, the cloud checks its content…"
         if self.phase == "converting":
             return "Sent, a worker of the cloud converts it to .safetensors…"
         if self.phase == "finishing":

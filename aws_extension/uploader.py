@@ -18,12 +18,18 @@ from aws_extension.pace import Pace
 from aws_extension.part_sender import part_lengths, plan_of, send_parts
 from aws_extension.upload_notes import Note, Notes
 from aws_extension.upload_progress import Meter, UploadProgress
-from middleware_api.contract import MIB, CheckpointState, CheckpointType, is_valid_name
+from middleware_api.contract import (
+    MIB,
+    CheckpointState,
+    CheckpointStep,
+    CheckpointType,
+    is_valid_name,
+)
 
 # Reading so much takes no longer than a question to the server.
 HASH_FIRST_BYTES = 64 * MIB
 WATCH_SECONDS = 0.2
-CONVERSION_POLL_SECONDS = 2.0
+ARRIVAL_POLL_SECONDS = 2.0
 
 _STOPPED = "The upload was stopped. Start it again to go on from there."
 
@@ -94,12 +100,13 @@ def upload_checkpoint(
         if reading is not None:
             reading.stop()
     notes.forget()
-    # 5. A file of torch is converted there before it can be used.
-    while checkpoint.state is CheckpointState.INITIAL and _is_at_work(client):
+    # 5. It is checked there, and a file of torch converted, before it can be used.
+    while checkpoint.state is CheckpointState.INITIAL and _is_at_work(client, checkpoint):
         if should_cancel():
-            raise Cancelled("It is on the server. When it is converted, it can be used.")
-        on_progress(UploadProgress("converting", size, size))
-        client.retries.sleep(CONVERSION_POLL_SECONDS)
+            raise Cancelled("It is on the server, which goes on. Then it can be used.")
+        is_checked = checkpoint.step is not CheckpointStep.CHECKING
+        on_progress(UploadProgress("converting" if is_checked else "checking", size, size))
+        client.retries.sleep(ARRIVAL_POLL_SECONDS)
         checkpoint = client.get_checkpoint(checkpoint.id)
     if checkpoint.state is not CheckpointState.ACTIVE:
         reason = checkpoint.error or checkpoint.message or "no reason was given."
@@ -110,9 +117,11 @@ def upload_checkpoint(
     return checkpoint
 
 
-def _is_at_work(client: CloudClient) -> bool:
-    """Whether anybody is there who converts files."""
-    return any(endpoint.is_ready for endpoint in client.list_endpoints())
+def _is_at_work(client: CloudClient, checkpoint: Checkpoint) -> bool:
+    """Whether it goes on by itself: files of torch are converted where there is an endpoint."""
+    return checkpoint.step is CheckpointStep.CHECKING or any(
+        endpoint.is_ready for endpoint in client.list_endpoints()
+    )
 
 
 def give_up(client: CloudClient, path: Path, state_folder: Path) -> None:
@@ -152,7 +161,7 @@ def _inspect(path: Path) -> tuple[int, str]:
 def _may_be_there(client: CloudClient, kind: CheckpointType, size: int) -> bool:
     """Whether the hash is worth waiting for: the answer to it may be that nothing is to be sent."""
     return size <= HASH_FIRST_BYTES or any(
-        known.size == size for known in client.list_checkpoints((), [kind])
+        known.may_have(size) for known in client.list_checkpoints((), [kind])
     )
 
 

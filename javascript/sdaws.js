@@ -37,11 +37,19 @@
         } else if (sdawsSend !== undefined) {
             pressed.disabled = true; // one order a click; the answer brings a new button
             setTimeout(() => (pressed.disabled = false), 1500);
-            write(inputOf(sdawsSend), sdawsOrder);
+            const answer = pressed.closest("[data-sdaws-question]")?.querySelector("[data-sdaws-answer]");
+            const order = answer ? JSON.stringify([...JSON.parse(sdawsOrder), answer.value]) : sdawsOrder;
+            write(inputOf(sdawsSend), order);
             if (around) around.classList.remove("sdaws-asking");
         } else if (sdawsAsk !== undefined) {
             around.classList.add("sdaws-asking");
-            around.querySelector("[data-sdaws-keep]").focus();
+            for (const question of around.querySelectorAll("[data-sdaws-question]")) {
+                question.hidden = question.dataset.sdawsQuestion !== sdawsAsk;
+                if (question.hidden) continue;
+                const answer = question.querySelector("[data-sdaws-answer]");
+                (answer || question.querySelector("[data-sdaws-keep]")).focus();
+                answer?.setSelectionRange(0, answer.value.lastIndexOf("."));
+            }
         } else if (sdawsKeep !== undefined) {
             around.classList.remove("sdaws-asking");
             around.querySelector("[data-sdaws-ask]").focus();
@@ -59,6 +67,10 @@
         }
     });
     document.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && event.target.dataset?.sdawsAnswer !== undefined) {
+            event.preventDefault();
+            event.target.closest("[data-sdaws-question]").querySelector("[data-sdaws-send]").click();
+        }
         if (event.key !== "Escape") return;
         document.querySelectorAll(".sdaws-asking").forEach((asked) => {
             asked.classList.remove("sdaws-asking");

@@ -99,8 +99,9 @@
             await Promise.all(Array.from({ length: LANES }, lane));
             this.line.say("finishing");
             const sorted = [...tags].sort((a, b) => a[0] - b[0]);
-            await ask("complete", { id: plan.id, name: this.file.name, tags: sorted });
+            const made = await ask("complete", { id: plan.id, name: this.file.name, tags: sorted });
             localStorage.removeItem(this.kept);
+            return made.is_ready;
         }
 
         length(plan, number) {
@@ -164,9 +165,9 @@
             line.find("[data-sdaws-pause]").onclick = () => upload.stop.abort();
             line.say("sending");
             try {
-                await upload.run();
+                const isReady = await upload.run();
                 line.bar(1, "");
-                line.say("done");
+                line.say(isReady ? "done" : "sent");
                 document.getElementById("sdaws_models_read")?.click();
                 return;
             } catch (fault) {

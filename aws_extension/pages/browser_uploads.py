@@ -39,9 +39,10 @@ def complete(access: CloudAccess, asked: dict[str, Any]) -> dict[str, Any]:
         {"PartNumber": int(number), "ETag": str(etag)} for number, etag in asked["tags"]
     ]
     made = access.client().complete_checkpoint(str(asked["id"]), {str(asked["name"]): tags})
-    if made.state is not CheckpointState.ACTIVE:
+    if made.state not in (CheckpointState.ACTIVE, CheckpointState.INITIAL):
         raise UploadFailed(f"The server has it as {made.state.value}: {made.error}")
-    return {"id": made.id}
+    # What is checked or converted there goes on by itself; the list tells its end.
+    return {"id": made.id, "is_ready": made.state is CheckpointState.ACTIVE}
 
 
 def _plan(upload: CheckpointUpload) -> dict[str, Any]:

@@ -118,15 +118,35 @@ def picked_button(text: str, box: str) -> str:
 
 
 def ask_button(text: str) -> str:
-    """A button that shows the question of the surrounding `askable`."""
+    """A button that shows the `question` of the surrounding `askable`."""
     return f"<button type='button' class='sdaws-button' data-sdaws-ask=''>{escape(text)}</button>"
+
+
+def ask_name_button(text: str) -> str:
+    """A button that shows its `name_question`."""
+    return (
+        f"<button type='button' class='sdaws-button' data-sdaws-ask='name'>{escape(text)}</button>"
+    )
+
+
+def name_question(parts: Sequence[Part], present: str, yes: str, box: str, order: str) -> str:
+    """Asks for another name; it goes to the end of `order`, which is a JSON list."""
+    told = " ".join(part.text if isinstance(part, Value) else part for part in parts)
+    return (
+        "<div class='sdaws-question sdaws-mild' data-sdaws-question='name' role='dialog' hidden>"
+        f"<div>{words(*parts)}</div>"
+        f"<input type='text' value='{escape(present)}' aria-label='{escape(told)}' "
+        "data-sdaws-answer='' spellcheck='false'><div class='sdaws-buttons'>"
+        + send_button(yes, box, order, "sdaws-primary")
+        + "<button type='button' class='sdaws-button' data-sdaws-keep=''>Keep</button></div></div>"
+    )
 
 
 def question(parts: Sequence[Part], yes: str, box: str, order: str) -> str:
     """What an `ask_button` shows: a question, a button that does it, one that does not."""
     return (
-        f"<div class='sdaws-question' role='alertdialog'><div>{words(*parts)}</div>"
-        "<div class='sdaws-buttons'>"
+        "<div class='sdaws-question' data-sdaws-question='' role='alertdialog'>"
+        f"<div>{words(*parts)}</div><div class='sdaws-buttons'>"
         + send_button(yes, box, order, "sdaws-stop")
         + "<button type='button' class='sdaws-button' data-sdaws-keep=''>Keep</button></div></div>"
     )
@@ -222,6 +242,7 @@ _BROWSER_HINTS = (
 _BROWSER_STATES = {
     "finishing": "The server puts it together…",
     "done": "Uploaded",
+    "sent": "Sent. The cloud checks it now: the list tells when it can be used.",
     "paused": "Paused",
     "failed": "Not uploaded",
     "unreachable": "The store cannot be reached from here. Check your network; on AWS, this page's "

@@ -84,12 +84,12 @@ def picture_beside(path: Path) -> Path | None:
 
 
 def _match(file: LocalFile, sha256: str, there: Sequence[Checkpoint]) -> Checkpoint | None:
-    usable = [one for one in there if one.state is not CheckpointState.FAILED]
+    usable = [one for one in there if one.state is not CheckpointState.FAILED or one.can_retry]
     for one in usable:
-        if sha256 and sha256 in one.sha256:
+        if sha256 and (sha256 in one.sha256 or any(o.sha256 == sha256 for o in one.originals)):
             return one
     for one in usable:
         is_unknown = not sha256 or not any(one.sha256)
-        if is_unknown and file.path.name in one.names and one.size == file.size:
+        if is_unknown and one.may_be(file.path.name, file.size):
             return one
     return None

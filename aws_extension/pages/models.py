@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from aws_extension.access import CloudAccess
+from aws_extension.answers import Checkpoint
 from aws_extension.errors import CloudError
 from aws_extension.pages import html, links
 from aws_extension.pages.common import shown_to_user
@@ -17,7 +18,7 @@ from aws_extension.pages.html import Value
 from aws_extension.pages.model_list import ModelRow, list_models, picture_beside
 from aws_extension.upload_progress import duration
 from aws_extension.upload_queue import Upload, UploadOrder, UploadState
-from middleware_api.contract import CheckpointState, CheckpointType
+from middleware_api.contract import CheckpointState, CheckpointStep, CheckpointType
 
 READ, ORDER = "sdaws_models_read", "sdaws_models_order"
 LIST = "sdaws-models"
@@ -110,12 +111,15 @@ def _state(row: ModelRow) -> str:
     if row.cloud is None:
         return html.badge("idle", "Only here")
     error = ""
+    if row.local is not None and row.local.path.name not in row.cloud.names and row.cloud.names:
+        name = Value(", ".join(row.cloud.names))
+        error = f"<div class='sdaws-why'>{html.words('Its name there:', name)}</div>"
     if row.cloud.error:
-        error = f"<div class='sdaws-why sdaws-value'>{html.escape(row.cloud.error)}</div>"
+        error += f"<div class='sdaws-why sdaws-value'>{html.escape(row.cloud.error)}</div>"
     if row.cloud.state is CheckpointState.ACTIVE:
-        return html.badge("good", "Here and in the cloud" if row.local else "In the cloud")
+        return html.badge("good", "Here and in the cloud" if row.local else "In the cloud") + error
     if row.cloud.state is CheckpointState.DISABLED:
-        return html.badge("idle", "Disabled in the cloud")
+        return html.badge("idle", "Disabled in the cloud") + error
     if row.cloud.state is CheckpointState.FAILED:
         return html.badge("bad", "Failed") + error
     if row.cloud.sources:
@@ -124,7 +128,9 @@ def _state(row: ModelRow) -> str:
         return html.endless_bar(*what) if progress is None else html.bar(progress, *what)
     if row.cloud.message:
         why = f"<div class='sdaws-why sdaws-value'>{html.escape(row.cloud.message)}</div>"
-        return html.badge("busy", "Being converted in the cloud") + why
+        is_checked = row.cloud.step is not CheckpointStep.CHECKING
+        doing = "Being converted in the cloud" if is_checked else "Being checked in the cloud"
+        return html.badge("busy", doing) + why
     return html.badge("idle", "Not complete in the cloud")
 
 
@@ -159,13 +165,28 @@ def _acts(row: ModelRow) -> str:
         buttons = html.send_button("Disable", ORDER, _order("disable", row.cloud.id), hint=hint)
     elif row.cloud.state is CheckpointState.DISABLED:
         buttons = html.send_button("Enable", ORDER, _order("enable", row.cloud.id))
+    elif row.cloud.can_retry:
+        buttons = html.send_button("Try again", ORDER, _order("retry", row.cloud.id))
+    renaming = _renaming(row.cloud)
+    if renaming:
+        buttons += html.ask_name_button("Rename…")
     buttons += html.ask_button("Delete…")
     asked: tuple[html.Part, ...] = ("Delete", Value(f"“{row.name}”"), "in the cloud, for good?")
     if row.local is not None:
         asked += ("The file here stays.",)
-    return f"<div class='sdaws-buttons'>{buttons}</div>" + html.question(
-        asked, "Yes, delete it", ORDER, _order("delete", row.cloud.id)
-    )
+    deleting = html.question(asked, "Yes, delete it", ORDER, _order("delete", row.cloud.id))
+    return f"<div class='sdaws-buttons'>{buttons}</div>{deleting}{renaming}"
+
+
+def _renaming(cloud: Checkpoint) -> str:
+    """The question for another name; nothing where that cannot be had."""
+    if cloud.state not in (CheckpointState.ACTIVE, CheckpointState.DISABLED):
+        return ""
+    if len(cloud.names) != 1:
+        return ""
+    (name,) = cloud.names
+    order = _order("rename", [cloud.id, name])
+    return html.name_question(("Its name in the cloud:",), name, "Rename", ORDER, order)
 
 
 def _summary(uploads: Sequence[Upload]) -> str:
@@ -188,8 +209,8 @@ def _summary(uploads: Sequence[Upload]) -> str:
     return html.bar(done / total if total else 0, "Files being uploaded:", Value(said))
 
 
-def _order(act: str, what: str) -> str:
-    return json.dumps([act, what])
+def _order(act: str, *what: str | list[str]) -> str:
+    return json.dumps([act, *what])
 
 
 def build(access: CloudAccess) -> None:
@@ -261,10 +282,10 @@ def build(access: CloudAccess) -> None:
     def obey(text: str) -> tuple[Any, Any, Any, str]:
         if not text:
             return gr.update(), gr.update(), gr.update(), ""
-        act, what = json.loads(text)
+        act, *what = json.loads(text)
         with shown_to_user():
-            _ACTS[act](access, what)
-        return "", *read(), ""
+            said = _ACTS[act](access, *what)
+        return said or "", *read(), ""
 
     read_button.click(read, None, [listing, link], show_progress="hidden")
     send_path.click(upload_path, [path, kind], [message, listing, link, path])
@@ -285,6 +306,15 @@ def _upload(access: CloudAccess, keys: str | list[str]) -> None:
     )
 
 
+def _rename(access: CloudAccess, which: list[str], new: str) -> str:
+    """Tells how to take it back."""
+    checkpoint_id, old = which
+    access.client().rename_checkpoint(checkpoint_id, old, new.strip())
+    undo = html.send_button("Undo", ORDER, _order("rename", [checkpoint_id, new.strip()], old))
+    said = html.notice("good", ("Renamed:", Value(f"{old} → {new.strip()}")))
+    return f"{said}<div class='sdaws-buttons'>{undo}</div>"
+
+
 def _set(state: CheckpointState) -> Callable[[CloudAccess, Any], None]:
     def act(access: CloudAccess, checkpoint_id: Any) -> None:
         access.client().set_checkpoint_state(checkpoint_id, state)
@@ -292,7 +322,13 @@ def _set(state: CheckpointState) -> Callable[[CloudAccess, Any], None]:
     return act
 
 
-_ACTS: dict[str, Callable[[CloudAccess, Any], None]] = {
+def _retry(access: CloudAccess, checkpoint_id: str) -> None:
+    access.client().retry_checkpoint(checkpoint_id)
+
+
+_ACTS: dict[str, Callable[..., str | None]] = {
+    "rename": _rename,
+    "retry": _retry,
     "upload": _upload,
     "pause": lambda access, key: access.uploads.pause(key),
     "resume": lambda access, key: access.uploads.resume(key),

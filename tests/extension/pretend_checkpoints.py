@@ -25,12 +25,15 @@ class PretendCheckpoint:
     state: str = "Active"
     parts: dict[int, bytes] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    error: str = ""
+    can_retry: bool = False
 
     def show(self) -> dict[str, Any]:
         """As in a list."""
         return {
             **self.summary(), "name": [self.name], "created": 1700000000, "size": self.size,
-            "sha256": [self.sha256], "sources": self.sources,
+            "sha256": [self.sha256], "sources": self.sources, "error": self.error,
+            "can_retry": self.can_retry,
         }  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
@@ -116,6 +119,19 @@ class PretendCheckpoints:
             assert found.sha256 in ("", sha256)
             found.sha256 = sha256
         found.state = body["status"]
+        return FakeAnswer(body={"statusCode": 200, "checkpoint": found.summary()})
+
+    def rename(self, body: dict[str, Any]) -> FakeAnswer:
+        found = self._get(body["checkpoint_id"])
+        assert found.name == body["filename"]
+        if any(one.name == body["new_name"] for one in self.all if one is not found):
+            return FakeAnswer(409, {"error": "The name is in use.", "code": "x", "statusCode": 409})
+        found.name = body["new_name"]
+        return FakeAnswer(body={"statusCode": 200, "checkpoint": found.summary()})
+
+    def retry(self, checkpoint_id: str) -> FakeAnswer:
+        found = self._get(checkpoint_id)
+        found.state, found.error, found.can_retry = "Active", "", False
         return FakeAnswer(body={"statusCode": 200, "checkpoint": found.summary()})
 
     def delete(self, checkpoint_id: str) -> FakeAnswer:

@@ -131,12 +131,15 @@ class PretendCloud:
             known = self.checkpoints
             if sent.method == "DELETE":
                 return known.delete(query["id"][0])
-            return (known.create if sent.method == "POST" else known.change)(sent.json)
+            acts = {"POST": known.create, "PATCH": known.rename, "PUT": known.change}
+            return acts[sent.method](sent.json)
         if path == "/upload_checkpoint":
             return self.checkpoints.fetch(sent.json)
         if path.endswith("/prefetch"):
             self.prefetched.append((path.split("/")[2], sent.json.get("endpoint_name", "")))
             return FakeAnswer(body={"endpoint_name": "pretend-1"})
+        if path.endswith("/retry"):
+            return self.checkpoints.retry(path.split("/")[2])
         if path.startswith("/checkpoint/"):
             return self.checkpoints.upload(path.split("/")[2])
         if path == "/inference/v2":
@@ -318,7 +321,7 @@ def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
                 )
             self.end_headers()
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
 
         def log_message(self, *args: object) -> None:
             """Quiet."""

@@ -188,6 +188,39 @@ NAMELESS = """
 """
 
 
+def test_a_model_is_renamed_and_the_rename_taken_back(browser, studio):
+    before = list(studio.cloud.checkpoints.all)
+    there = studio.cloud.checkpoints.add("VAE", "old name.safetensors")
+    studio.cloud.checkpoints.add("VAE", "taken.safetensors")
+    failed = studio.cloud.checkpoints.add("Lora", "lost.pt")
+    failed.state, failed.error, failed.can_retry = "Fail", "The GPU was lost.", True
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    visit.open("Models")
+    rows = page.locator("#sdaws_checkpoints .sdaws-row:not(.sdaws-row-head)")
+    mine = rows.filter(has_text="old name.safetensors")
+    mine.get_by_text("Rename…").click()
+    # The part before the ending is selected: what is typed takes its place.
+    page.keyboard.type("taken")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(":text('The name is in use.')")
+    mine.get_by_text("Rename…").click()
+    page.keyboard.press("Escape")
+    mine.get_by_text("Rename…").click()
+    mine.locator("[data-sdaws-answer]").fill("new name.safetensors")
+    mine.get_by_text("Rename", exact=True).click()
+    rows.filter(has_text="new name.safetensors").wait_for()
+    assert there.name == "new name.safetensors"
+    page.click("#sdaws_models_message button:has-text('Undo')")
+    mine.wait_for()
+    assert there.name == "old name.safetensors"
+    lost = rows.filter(has_text="lost.pt")
+    lost.get_by_text("The GPU was lost.").wait_for()
+    lost.get_by_text("Try again").click()
+    lost.get_by_text("In the cloud", exact=True).wait_for()
+    studio.cloud.checkpoints.all[:] = before
+
+
 def test_models_go_up_from_here_from_the_browser_and_from_a_url(browser, studio):
     for name in ("detail", "style"):
         path = studio.folder / "models" / "Lora" / f"{name}.safetensors"

@@ -76,6 +76,39 @@ def test_files_are_matched_by_hash_or_by_name_and_size(tmp_path):
     assert [row.name for row in rows if row.can_upload] == ["other content.safetensors"]
 
 
+def test_a_converted_file_is_the_one_that_it_was_converted_from(tmp_path):
+    file_of(tmp_path, "by name.ckpt", b"abc")
+    known = file_of(tmp_path, "by hash.pt", b"abcd")
+    hashes = KnownHashes()
+    hashes.put(known, f"4 {known.stat().st_mtime_ns}", "dd" * 32)
+    cloud = []
+    for identity, name, size in (("c1", "by name.ckpt", 3), ("c2", "other.pt", 4)):
+        came = {"name": name, "size": size, "sha256": "dd" * 32 if size == 4 else "cc" * 32}
+        cloud.append(
+            parse_checkpoint(
+                {"id": identity, "type": "Lora", "status": "Active", "size": 99,
+                 "name": ["renamed.safetensors"], "sha256": [came["sha256"]],
+                 "originals": [{**came, "became": "renamed.safetensors"}]}
+            )
+        )  # fmt: skip
+    rows = list_models(FolderModels(tmp_path / "models"), cloud, [], hashes.get)[LORA]
+    assert [(row.name, row.cloud and row.cloud.id) for row in rows] == [
+        ("by hash.pt", "c2"),
+        ("by name.ckpt", "c1"),
+    ]
+    assert cloud[0].may_have(3)
+    assert not cloud[0].may_have(4)
+
+
+def test_a_failed_one_that_can_be_tried_again_is_the_file_here(tmp_path):
+    file_of(tmp_path, "a.pt", b"abc")
+    raw = {"id": "c1", "type": "Lora", "status": "Fail", "name": ["a.pt"], "size": 3}
+    for can_retry in (True, False):
+        cloud = [parse_checkpoint({**raw, "can_retry": can_retry})]
+        rows = list_models(FolderModels(tmp_path / "models"), cloud, [], lambda path: "")[LORA]
+        assert len(rows) == (1 if can_retry else 2)
+
+
 def test_an_upload_from_elsewhere_has_a_row_too(tmp_path):
     order = UploadOrder(tmp_path / "else.safetensors", LORA, 5)
     rows = list_models(FolderModels(tmp_path), [], [Upload(order)], lambda path: "")

@@ -276,3 +276,27 @@ def test_a_file_of_torch_is_waited_for_while_somebody_converts_it(
         assert made.state is CheckpointState.ACTIVE
     assert len(looks) == (3 if is_ready else 0)
     assert [p.phase for p in told].count("converting") == len(looks)
+
+
+def test_what_the_cloud_still_checks_is_waited_for_without_an_endpoint(fake_client, model):
+    store = FakeStore(300_000, model.read_bytes())
+    checking = {"id": "c1", "status": "Initial", "step": "checking", "message": "x"}
+    looks: list[str] = []
+
+    def answer(sent: Sent) -> FakeAnswer | Exception:
+        assert not sent.url.endswith("/endpoints")
+        if "/checkpoint?id=" in sent.url:
+            looks.append(sent.url)
+            end = {"status": "Active", "step": None} if len(looks) > 2 else {}
+            return FakeAnswer(body={"checkpoint": {**checking, **end}})
+        given = store(sent)
+        is_done = sent.method == "PUT" and store.active
+        return FakeAnswer(body={"checkpoint": checking}) if is_done else given
+
+    client, _ = fake_client(answer)
+    told: list[UploadProgress] = []
+    made = upload_checkpoint(client, model, KIND, on_progress=told.append)
+    assert made.state is CheckpointState.ACTIVE
+    phases = [progress.phase for progress in told]
+    assert (phases.count("checking"), phases.count("converting")) == (3, 0)
+    assert "checks its content" in UploadProgress("checking", 1, 1).describe()
