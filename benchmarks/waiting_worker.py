@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from typing import ClassVar
 
 from PIL import Image
 
@@ -33,5 +34,19 @@ def wait(job: Job) -> Answer:
     return Answer(tuple(keys), json.dumps({"infotexts": []}))
 
 
+class WaitingEngine:
+    """As much of a `WorkerEngine` as there is to it."""
+
+    tasks: ClassVar = {TaskType.TXT2IMG.value: wait}
+
+    def check(self) -> None:
+        """It can always wait."""
+
+    def close(self) -> None:
+        """It has started nothing."""
+
+    kill = close
+
+
 if __name__ == "__main__":
-    serve.main(tasks=lambda engine: {TaskType.TXT2IMG.value: wait})
+    serve.main(open_engine=lambda settings: WaitingEngine())

@@ -42,6 +42,13 @@ class EndpointState(str, Enum):
     DELETED = "Deleted"
 
 
+class EngineName(str, Enum):
+    """What an endpoint makes its pictures with: our own engine, or a WebUI without a window."""
+
+    DIFFUSERS = "diffusers"
+    WEBUI = "webui"
+
+
 class CheckpointState(str, Enum):
     """Life of an uploaded weights file."""
 

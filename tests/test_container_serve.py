@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from middleware_api import contract
+from middleware_api.container.engines import DiffusersSettings
 from middleware_api.container.object_store import Bucket
 from middleware_api.container.serve import Settings
 from middleware_api.container.storage import FolderStorage
@@ -27,6 +28,14 @@ from tests.server import REPOSITORY, until
 
 TOKEN = "worker-secret"
 CHECKPOINT = "Stable-diffusion/checkpoint/c1/tiny.safetensors"
+
+
+# There is none on this machine, and whoever looks before importing it sees that.
+NO_BOTO3 = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *where: None if name == "boto3" else find(name, *where)
+"""
 
 
 class S3Double(ThreadingHTTPServer):
@@ -141,7 +150,7 @@ class Worker:
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     root, no_boto3 = tmp_path_factory.mktemp("objects"), tmp_path_factory.mktemp("path")
-    (no_boto3 / "boto3.py").write_text("raise ImportError('there is none on this machine')")
+    (no_boto3 / "sitecustomize.py").write_text(NO_BOTO3)
     running = Worker(root, SDAWS_OBJECTS=str(root), PYTHONPATH=str(no_boto3))
     yield running
     running.process.terminate()
@@ -267,7 +276,7 @@ def test_the_same_program_works_from_a_bucket(s3: S3Double, tmp_path: Path) -> N
 
 def test_settings_are_read_once_and_refused_by_name(tmp_path: Path) -> None:
     given = {"SDAWS_OBJECTS": str(tmp_path), "SDAWS_THREADS": "3", "SDAWS_CACHE_BYTES": "1000"}
-    assert Settings.from_environment(given) == Settings(tmp_path, 1000, 3, "")
+    assert Settings.from_environment(given) == Settings(tmp_path, DiffusersSettings(1000, 3), "")
     with pytest.raises(ValueError, match=r"SDAWS_OBJECTS must name .* or SDAWS_BUCKET"):
         Settings.from_environment({"SDAWS_OBJECTS": "", "SDAWS_BUCKET": ""})
     with pytest.raises(ValueError, match="SDAWS_OBJECTS and SDAWS_BUCKET both"):

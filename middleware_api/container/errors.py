@@ -3,6 +3,8 @@
 ContainerError
 ├── BadRequest            400  the caller's request cannot be done as written
 ├── CheckpointUnreadable  400  a weights file is not what the engine can load
+├── EngineDown            503  the engine cannot work now
+├── EngineFailed          500  what the engine drives has failed at the job, in its own words
 ├── DiskFull              507  no room for pictures or weights
 ├── FailedBefore          409  the job came again after it had failed
 ├── StorageUnreachable    503  the object store does not take or give objects
@@ -48,6 +50,19 @@ class DiskFull(ContainerError):
 
     status = 507
     code = "disk_full"
+
+
+class EngineDown(ContainerError):
+    """The engine cannot work now: its GPU or its WebUI is gone."""
+
+    status = 503
+    code = "engine_down"
+
+
+class EngineFailed(ContainerError):
+    """What the engine drives has failed at the job; the message has its own reason."""
+
+    code = "engine_failed"
 
 
 class FailedBefore(ContainerError):

@@ -8,8 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from middleware_api import contract
 from middleware_api.container.errors import ContainerError
@@ -21,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """Where a job stands before it takes a step; `clean` is the guess of the step before."""
+    """Where a job stands before it takes a step; `clean` is the guess of the step before, as its
+    engine has it: what the reporter's `draw` makes a picture of."""
 
     done: int
     total: int
-    clean: Tensor | None
+    clean: Any
 
 
 class ProgressReporter:
@@ -38,7 +38,7 @@ class ProgressReporter:
     def __init__(
         self, storage: Storage, job_id: str, clock: Callable[[], float] = time.time
     ) -> None:
-        self.draw: Callable[[Tensor], bytes] | None = None
+        self.draw: Callable[[Any], bytes] | None = None
         self._storage, self._job_id, self._clock = storage, job_id, clock
         self._changed = threading.Condition()
         self._latest: tuple[str, Step] = ("starting", Step(0, 0, None))

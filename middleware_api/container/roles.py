@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from middleware_api.container.errors import BadRequest
+from middleware_api.container.named import find_named
 from middleware_api.container.prompt_networks import networks_of
 from middleware_api.container.request import GenerationRequest
 from middleware_api.contract import CheckpointType, ContainerCheckpoint
@@ -64,7 +64,7 @@ def choose_files(
             "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"
         )
     # A WebUI that sends its own choice along may mean a file that only it has.
-    main = _find(request.checkpoint, checkpoints) or checkpoints[0]
+    main = find_named(request.checkpoint, checkpoints) or checkpoints[0]
     second_pass = refiner = None
     if request.hires is not None and request.hires.checkpoint:
         second_pass = _need("hr_checkpoint_name", request.hires.checkpoint, checkpoints)
@@ -72,7 +72,7 @@ def choose_files(
         refiner = _need("refiner_checkpoint", request.refiner.checkpoint, checkpoints)
         if refiner is (second_pass or main):  # nothing to switch to
             refiner = None
-    vae = _find(request.vae, vaes)
+    vae = find_named(request.vae, vaes)
     warnings = []
     if request.vae and vae is None:
         warnings.append(
@@ -113,7 +113,7 @@ def _named_in_prompts(
 
 
 def _need(field: str, wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint:
-    found = _find(wanted, files)
+    found = find_named(wanted, files)
     if found is None:
         raise BadRequest(
             f"{field} {wanted!r} is not among the job's checkpoints "
@@ -122,20 +122,6 @@ def _need(field: str, wanted: str, files: Sequence[ContainerCheckpoint]) -> Cont
             "missing_checkpoint",
         )
     return found
-
-
-def _find(wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint | None:
-    """By file name, title with or without a hash, or hash: what the WebUI's menus show."""
-    if not wanted:
-        return None
-    bare = re.sub(r"\s*\[[^\]]*\]\s*$", "", wanted)
-    for file in files:
-        name = WeightsName(file["name"], file["sha256"])
-        known = {file["name"], name.stem}
-        hashes = {file["sha256"], name.short_hash} - {""}
-        if wanted in known | hashes or bare in known:
-            return file
-    return None
 
 
 def _unused(file: ContainerCheckpoint) -> str:

@@ -1,7 +1,8 @@
 """The container's program: GET /ping and POST /invocations, as SageMaker asks for.
 
 `python -m middleware_api.container.serve --port 8080` prints `serving on http://HOST:PORT` on
-stdout once the engine can answer. Logs go to stderr, one line each, and never hold a prompt.
+stdout once it can take jobs. Logs go to stderr, one line each (in JSON with SDAWS_LOGS=json); what
+we write there never holds a prompt, what a WebUI of ours writes is passed on as it is.
 """
 
 from __future__ import annotations
@@ -11,17 +12,13 @@ import hmac
 import logging
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import diffusers.utils.logging
-import torch
-import transformers.utils.logging
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -29,17 +26,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from middleware_api.container.engine import Engine
-from middleware_api.container.errors import ContainerError, StorageUnreachable, Unauthorized
-from middleware_api.container.job import JobRunner, Task, parse_invocation
+from middleware_api.container import logs
+from middleware_api.container.engines import (
+    DiffusersSettings,
+    OpenEngine,
+    WorkerEngine,
+    open_engine,
+)
+from middleware_api.container.errors import ContainerError, EngineDown, Unauthorized
+from middleware_api.container.job import JobRunner, parse_invocation
 from middleware_api.container.object_store import (
     DEFAULT_WEIGHTS_BYTES,
     Bucket,
     objects_of,
     open_storage,
 )
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.tasks import tasks_of
+from middleware_api.container.storage import Storage
+from middleware_api.container.webui.driven import WebUiSettings
+from middleware_api.contract import EngineName
 
 logger = logging.getLogger("middleware_api.container")
 
@@ -52,9 +56,9 @@ class Settings:
     """What the process is told from outside, read once. `objects` is a folder or a bucket."""
 
     objects: Path | Bucket
-    cache_bytes: int
-    threads: int
+    engine: DiffusersSettings | WebUiSettings
     worker_token: str
+    json_logs: bool = False
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -71,13 +75,29 @@ class Settings:
             numbers[name] = int(value or numbers[name])
         return Settings(
             objects=objects_of(environment, numbers["SDAWS_WEIGHTS_BYTES"]),
-            cache_bytes=numbers["SDAWS_CACHE_BYTES"],
-            threads=numbers["SDAWS_THREADS"],
+            engine=_engine(
+                environment,
+                DiffusersSettings(numbers["SDAWS_CACHE_BYTES"], numbers["SDAWS_THREADS"]),
+            ),
             worker_token=environment.get("SDAWS_WORKER_TOKEN", ""),
+            json_logs=environment.get("SDAWS_LOGS") == "json",
         )
 
 
-def create_app(worker_token: str, runner: JobRunner) -> Starlette:
+def _engine(
+    environment: Mapping[str, str], diffusers: DiffusersSettings
+) -> DiffusersSettings | WebUiSettings:
+    name = environment.get("SDAWS_ENGINE") or EngineName.DIFFUSERS.value
+    if name == EngineName.DIFFUSERS.value:
+        return diffusers
+    if name == EngineName.WEBUI.value:
+        return WebUiSettings.from_environment(environment)
+    raise ValueError(
+        f"SDAWS_ENGINE must be one of {', '.join(e.value for e in EngineName)}, not {name!r}."
+    )
+
+
+def create_app(worker_token: str, runner: JobRunner, engine: WorkerEngine) -> Starlette:
     """The two routes over one runner, which is used by one job at a time."""
     busy = threading.Lock()
 
@@ -85,15 +105,15 @@ def create_app(worker_token: str, runner: JobRunner) -> Starlette:
         if runner.stopping.is_set():
             return _error(503, "worker_stopping", "This worker is shutting down.")
         try:
-            runner.storage.check()
-        except StorageUnreachable as error:
+            await run_in_threadpool(_check, runner.storage, engine)
+        except ContainerError as error:
             return _error(error.status, error.code, str(error))
         return JSONResponse({"status": "ok"})
 
     def run(body: bytes) -> Response:
         invocation = parse_invocation(body)
         job_id, since = invocation["job_id"], time.monotonic()
-        with busy:
+        with busy, logs.about(job_id):
             logger.info("started job=%s task=%s", job_id, invocation["task_type"])
             try:
                 result = runner.run(invocation)
@@ -113,6 +133,11 @@ def create_app(worker_token: str, runner: JobRunner) -> Starlette:
 
     routes = [Route("/ping", ping), Route("/invocations", invocations, methods=["POST"])]
     return Starlette(routes=routes)
+
+
+def _check(storage: Storage, engine: WorkerEngine) -> None:
+    storage.check()
+    engine.check()
 
 
 def _authorise(request: Request, token: str) -> None:
@@ -142,9 +167,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def main(
-    arguments: list[str] | None = None, tasks: Callable[[Engine], Mapping[str, Task]] = tasks_of
-) -> None:
+def main(arguments: list[str] | None = None, open_engine: OpenEngine = open_engine) -> None:
     """Runs until SIGTERM, SIGINT or, with --exit-with-parent, the end of stdin."""
     parser = argparse.ArgumentParser(prog="python -m middleware_api.container.serve")
     parser.add_argument("--host", default="127.0.0.1")
@@ -157,34 +180,35 @@ def main(
         settings = Settings.from_environment(os.environ)
     except ValueError as error:
         parser.error(str(error))
+    logs.start(settings.json_logs)
+    try:
+        engine = open_engine(settings.engine)
+    except EngineDown as error:
+        parser.exit(1, f"{error}\n")
     if options.exit_with_parent:
-        threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    transformers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.set_verbosity_error()
-    torch.set_num_threads(settings.threads)
+        threading.Thread(target=_exit_at_end_of_stdin, args=(engine,), daemon=True).start()
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stopping = threading.Event()
-    engine = Engine(device, settings.cache_bytes, PromptEncoder())
-    runner = JobRunner(tasks(engine), open_storage(settings.objects), stopping)
+    runner = JobRunner(engine.tasks, open_storage(settings.objects), stopping)
     listener = socket.create_server((options.host, options.port))
     url = f"http://{options.host}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
-        create_app(settings.worker_token, runner),
+        create_app(settings.worker_token, runner, engine),
         log_config=None,
         log_level="warning",
         lifespan="off",
     )
-    Server(config, url, stopping).run(sockets=[listener])
+    try:
+        Server(config, url, stopping).run(sockets=[listener])
+    finally:
+        engine.close()
 
 
-def _exit_at_end_of_stdin() -> None:
+def _exit_at_end_of_stdin(engine: WorkerEngine) -> None:
     """Whoever started this process is gone: nobody waits for an answer, so end at once."""
     while os.read(0, 4096):
         pass
+    engine.kill()
     os._exit(0)
 
 

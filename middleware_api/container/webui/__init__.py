@@ -1,0 +1,1 @@
+"""The engine `webui`: AUTOMATIC1111's WebUI does the work, by its own HTTP API (`--api`)."""
