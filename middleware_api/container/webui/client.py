@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,8 +42,18 @@ class WebUiClient:
         self._auth = httpx.BasicAuth(user, password) if credentials else None
         self._why_gone = why_gone
         self._answered = time.monotonic()
+        # Reading the system's authorities takes longer than a short answer: once, if at all.
+        self._tls = (
+            httpx.create_ssl_context()
+            if url.startswith("https:")
+            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
         self._http = httpx.Client(
-            base_url=url, auth=self._auth, timeout=ANSWER_SECONDS, trust_env=False
+            base_url=url,
+            auth=self._auth,
+            timeout=ANSWER_SECONDS,
+            verify=self._tls,
+            trust_env=False,
         )
 
     def close(self) -> None:
@@ -57,10 +68,10 @@ class WebUiClient:
         """A question that is answered at once; raises what `get` does."""
         return self._short("POST", path, body)
 
-    def probe(self, seconds: float = ANSWER_SECONDS) -> None:
+    def probe(self, seconds: float | None = None) -> None:
         """Raises EngineDown when it cannot take work: nobody answers, or refuses us."""
         try:
-            self._read("GET", _PROBE, self._http.get(_PROBE, timeout=seconds))
+            self._read("GET", _PROBE, self._http.get(_PROBE, timeout=seconds or ANSWER_SECONDS))
         except (httpx.HTTPError, BadRequest, EngineFailed) as error:
             if isinstance(error, httpx.HTTPError):
                 raise self._gone(error) from error
@@ -81,7 +92,11 @@ class WebUiClient:
     async def _work(self, method: str, path: str, body: object, watch: Callable[[], None]) -> Any:
         timeout = httpx.Timeout(None, connect=ANSWER_SECONDS)
         async with httpx.AsyncClient(
-            base_url=self.url, auth=self._auth, timeout=timeout, trust_env=False
+            base_url=self.url,
+            auth=self._auth,
+            timeout=timeout,
+            verify=self._tls,
+            trust_env=False,
         ) as http:
             call = asyncio.ensure_future(http.request(method, path, json=body))
             try:

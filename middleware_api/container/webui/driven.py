@@ -98,8 +98,12 @@ class DrivenWebUi:
         """Begins to start a WebUI of ours; raises EngineDown when another does not answer."""
         if self._process is not None:
             self._process.start()
-        else:
+            return
+        try:
             self.client.probe()
+        except EngineDown:
+            self.client.close()
+            raise
 
     def close(self) -> None:
         """Ends a WebUI of ours."""

@@ -59,6 +59,7 @@ def generate(webui: DrivenWebUi, job: Job) -> Answer:
     task_id = f"task(sdaws-{job.invocation['job_id']})"
     answered = _Answered()
     with _asking(webui, job, task_id) as watch:
+        watch.begin()
         body = dict(read_fields(job.content).raw)
         placed = _place(webui, job, watch, answered)
         body = _named_as_placed(body, placed)
@@ -84,6 +85,7 @@ def process(webui: DrivenWebUi, job: Job) -> Answer:
     kind = job.invocation["task_type"]
     answered = _Answered()
     with _asking(webui, job, "") as watch:
+        watch.begin()
         body = _without_ours(read_fields(job.content).raw)
         body = webui.fitting(kind, body, answered.warnings)
         job.progress.phase("upscaling")
@@ -103,6 +105,7 @@ def interrogate(webui: DrivenWebUi, job: Job) -> Answer:
     """A picture's description in words; no picture."""
     answered = _Answered()
     with _asking(webui, job, "") as watch:
+        watch.begin()
         body = _without_ours(read_fields(job.content).raw)
         body = webui.fitting(TaskType.INTERROGATE.value, body, answered.warnings)
         job.progress.phase("interrogating")
@@ -115,17 +118,16 @@ def prefetch(webui: DrivenWebUi, job: Job) -> Answer:
     """Puts the files where the WebUI finds them; it loads them when it is asked for pictures."""
     answered = _Answered()
     with _asking(webui, job, "") as watch:
+        watch.begin()
         _place(webui, job, watch, answered)
     return Answer(images=(), info="{}")
 
 
 @contextmanager
 def _asking(webui: DrivenWebUi, job: Job, task_id: str) -> Iterator[Watch]:
-    """Waits until the WebUI can be asked; notes whether the job was cancelled meanwhile."""
+    """Notes whether the job was cancelled meanwhile, and then ends the block early."""
     watch = Watch(webui, job, task_id)
     try:
-        job.stop_if_asked()
-        webui.wait_until_up(job.stop_if_asked)
         yield watch
     except JobCancelled:
         watch.cancelled = True

@@ -36,6 +36,11 @@ class Watch:
         self._previewed = 0.0
         job.progress.draw = _small_jpeg
 
+    def begin(self) -> None:
+        """Waits until the WebUI can be asked. Raises EngineDown, JobCancelled, WorkerStopping."""
+        self._job.stop_if_asked()
+        self._webui.wait_until_up(self._job.stop_if_asked)
+
     def __call__(self) -> None:
         """Raises WorkerStopping; what the WebUI does not answer is asked for the next time."""
         try:
