@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,13 @@ def pretending(data: Path, **more: Any) -> Iterator[PretendWebUi]:
         finally:
             webui.shutdown()
             thread.join()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def png(grey: int, text: dict[str, str]) -> str:

@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import re
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +30,7 @@ from middleware_api.container.storage import FolderStorage
 from middleware_api.container.webui import client
 from middleware_api.container.webui.driven import WebUiSettings
 from middleware_api.container.webui.engine import WebUiEngine
-from tests.pretend_webui import PretendWebUi, png, pretending
+from tests.pretend_webui import free_port, png, pretending
 from tests.server import until
 
 WEIGHTS = {
@@ -45,7 +47,7 @@ class Bench:
     """An engine between an object store and a WebUI."""
 
     root: Path
-    webui: PretendWebUi
+    webui: Any
     engine: WebUiEngine
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -329,6 +331,45 @@ def test_a_webui_that_is_not_there(tmp_path: Path) -> None:
         url = webui.url
     with pytest.raises(EngineDown, match=re.escape(f"{url} does not answer (ConnectError")):
         WebUiEngine(WebUiSettings(url))
+
+
+def test_a_webui_of_its_own_is_started_again_when_it_ends(tmp_path: Path) -> None:
+    data, port = tmp_path / "webui", free_port()
+    data.mkdir()
+    command = f"{sys.executable} -m tests.pretend_webui --port {port} --data-dir {data}"
+    engine = WebUiEngine(WebUiSettings(f"http://127.0.0.1:{port}", command))
+    bench = Bench(tmp_path / "objects", None, engine)
+    with pytest.raises(EngineDown, match=r"cannot be used: it is starting"):
+        engine.check()
+    assert bench.run("j1", steps=1)["status"] == "succeed"  # waits for it
+    engine.check()
+    words = r"does not answer \(it ended with exit code 3 after: RuntimeError: that was too much"
+    with pytest.raises(EngineFailed, match=words):
+        bench.run("j2", prompt="die", steps=1)
+    with pytest.raises(EngineDown, match="it is being started again"):
+        engine.check()
+    # Its API cannot make it look for hypernetworks: for those it is started again too.
+    files = [bench.upload("Stable-diffusion", *WEIGHTS["Stable-diffusion"])]
+    files.append(bench.upload("hypernetworks", "net.safetensors", b"net"))
+    assert bench.run("j3", steps=1, files=files)["status"] == "succeed"
+    engine.close()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_webui_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:
+    engine = WebUiEngine(WebUiSettings("http://127.0.0.1:1", "no-such-webui --api"))
+    try:
+        seen = until(lambda: {"why": _why_down(engine)}, lambda s: "no-such-webui" in s["why"])
+        assert "no-such-webui cannot be started: No such file or directory" in seen["why"]
+    finally:
+        engine.close()
+
+
+def _why_down(engine: WebUiEngine) -> str:
+    with pytest.raises(EngineDown) as down:
+        engine.check()
+    return str(down.value)
 
 
 def test_settings(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ HUNG_SECONDS = 90.0
 """So long may it answer nothing at all while it works: loading a checkpoint can hold it up."""
 
 WATCH_SECONDS = 0.5
+END_SECONDS = 3.0
+"""A connection breaks before the process behind it has ended."""
+
 _PROBE = "/sdapi/v1/latent-upscale-modes"  # short, and asks nothing of the GPU
 
 
@@ -31,11 +34,12 @@ class Hung(EngineFailed):
 class WebUiClient:
     """One WebUI. `credentials` are those of its `--api-auth`, "" without one.
 
-    `why_gone` says more of one that does not answer, where we know more.
+    `why_gone` says more of one that does not answer, where we know more; it may wait some seconds
+    for that.
     """
 
     def __init__(
-        self, url: str, credentials: str = "", why_gone: Callable[[], str] = lambda: ""
+        self, url: str, credentials: str = "", why_gone: Callable[[float], str] = lambda seconds: ""
     ) -> None:
         self.url = url
         user, _, password = credentials.partition(":")
@@ -106,7 +110,8 @@ class WebUiClient:
                     self._expect_life()
                 answer = call.result()
             except httpx.HTTPError as error:
-                raise EngineFailed(f"{self._gone(error)} It was at work on this job.") from error
+                gone = self._gone(error, END_SECONDS)
+                raise EngineFailed(f"{gone} It was at work on this job.") from error
             finally:
                 call.cancel()
         return self._read(method, path, answer)
@@ -127,8 +132,8 @@ class WebUiClient:
         except httpx.HTTPError as error:
             raise self._gone(error) from error
 
-    def _gone(self, error: httpx.HTTPError) -> EngineDown:
-        why = self._why_gone() or f"{type(error).__name__}: {error}".rstrip(": ")
+    def _gone(self, error: httpx.HTTPError, seconds: float = 0.0) -> EngineDown:
+        why = self._why_gone(seconds) or f"{type(error).__name__}: {error}".rstrip(": ")
         return EngineDown(f"The WebUI at {self.url} does not answer ({why}).")
 
     def _read(self, method: str, path: str, answer: httpx.Response) -> Any:

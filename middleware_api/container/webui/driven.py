@@ -219,5 +219,8 @@ class DrivenWebUi:
             return False
         return True
 
-    def _why_gone(self) -> str:
-        return self._process.why_down if self._process is not None else ""
+    def _why_gone(self, seconds: float) -> str:
+        if self._process is None:
+            return ""
+        self._process.wait_until_down(seconds)
+        return self._process.why_down

@@ -46,11 +46,10 @@ class WebUiProcess:
                 return ""
             return f"{self._ended}; it is being started again" if self._ended else "it is starting"
 
-    @property
-    def how_it_ended(self) -> str:
-        """Of the last one that ended; empty when none has."""
+    def wait_until_down(self, seconds: float) -> None:
+        """Until it has ended, if it does."""
         with self._changed:
-            return self._ended
+            self._changed.wait_for(lambda: not self._up, seconds)
 
     def wait_until_up(self, seconds: float, look: Callable[[], None]) -> None:
         """Raises EngineDown when it is not up in time, and what `look` raises."""

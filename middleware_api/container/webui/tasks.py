@@ -14,11 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from middleware_api.container.convert import convert
 from middleware_api.container.errors import BadRequest, EngineFailed, JobCancelled, WorkerStopping
 from middleware_api.container.fields import Fields, read_fields
 from middleware_api.container.job import Answer, Job, Task
-from middleware_api.container.merge import merge
 from middleware_api.container.named import find_named
 from middleware_api.container.webui.driven import DrivenWebUi
 from middleware_api.container.webui.watch import Watch
@@ -40,10 +38,25 @@ def tasks_of(webui: DrivenWebUi) -> Mapping[str, Task]:
         TaskType.EXTRA_BATCH_IMAGES.value: partial(process, webui),
         TaskType.INTERROGATE.value: partial(interrogate, webui),
         TaskType.PREFETCH.value: partial(prefetch, webui),
-        # Weights' own tasks are the same at every engine.
-        TaskType.MERGE.value: merge,
-        TaskType.CONVERT.value: convert,
+        TaskType.MERGE.value: _merge,
+        TaskType.CONVERT.value: _convert,
     }
+
+
+# Weights' own tasks are the same at every engine. Their torch takes seconds to import, and few
+# workers ever need it.
+
+
+def _merge(job: Job) -> Answer:
+    from middleware_api.container.merge import merge
+
+    return merge(job)
+
+
+def _convert(job: Job) -> Answer:
+    from middleware_api.container.convert import convert
+
+    return convert(job)
 
 
 @dataclass
