@@ -66,7 +66,8 @@ class Submission:
 class Endpoint:
     """A deployment and the endpoint that it made.
 
-    Prices are in US dollars, an hour and instance; None where they are not known.
+    `engine` makes its pictures; `webui_url` is where its WebUI is, "" for one of its own. Prices
+    are in US dollars, an hour and instance; None where they are not known.
     """
 
     deployment_id: str
@@ -82,6 +83,8 @@ class Endpoint:
     cost_since_start: float | None
     started_at: datetime | None
     error: str
+    engine: str = ""
+    webui_url: str = ""
 
     @property
     def is_ready(self) -> bool:
@@ -354,6 +357,8 @@ def parse_endpoint(raw: object) -> Endpoint:
         cost_since_start=fields.optional_number("cost_since_start"),
         started_at=fields.time("startTime", _TIME),
         error=fields.optional_text("error"),
+        engine=fields.optional_text("engine"),
+        webui_url=fields.optional_text("webui_url"),
     )
 
 

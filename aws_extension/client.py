@@ -36,6 +36,7 @@ from middleware_api.contract import (
     CURSOR_HEADER,
     MIB,
     CheckpointType,
+    EngineName,
     InferenceState,
     MergeMethod,
     TaskType,
@@ -155,8 +156,11 @@ class CloudClient(CheckpointCalls):
         instance_count: int = 1,
         name: str = "",
         autoscaling: Autoscaling | None = None,
+        engine: EngineName = EngineName.DIFFUSERS,
+        webui_url: str = "",
     ) -> Endpoint:
-        """Row 7. Not repeated by itself: a lost answer would start, and bill, a second one."""
+        """Row 7; `webui_url` is where the WebUI of the engine `webui` is, "" for one of the cloud's
+        own. Not repeated by itself: a lost answer would start, and bill, a second one."""
         document: dict[str, object] = {
             "instance_type": instance_type,
             "initial_instance_count": instance_count,
@@ -167,6 +171,10 @@ class CloudClient(CheckpointCalls):
             document["autoscaling_enabled"] = True
             document["min_instance_count"] = autoscaling.at_least
             document["max_instance_count"] = autoscaling.at_most
+        if engine is not EngineName.DIFFUSERS:  # servers before engines refuse the field
+            document["engine"] = engine.value
+            if webui_url:
+                document["webui_url"] = webui_url
         return parse_endpoint(
             http.decode(self._call("POST", "/endpoints", document, may_repeat=False))
         )

@@ -16,6 +16,7 @@ from middleware_api.contract import (
     DatasetState,
     DeploymentState,
     EndpointState,
+    EngineName,
     InferenceState,
     ModelState,
     Scope,
@@ -96,6 +97,7 @@ class Endpoint(Record):
     """An endpoint and the deployment that made it, which was over at `completed_at`; `ended_at`
     is when the endpoint itself failed or was gone.
 
+    `engine` makes its pictures; `webui_url` is where its WebUI is, when that is not a worker's own.
     `loaded` holds the object keys of the checkpoints that its latest job used: the ones that its
     instances have in memory.
     """
@@ -108,6 +110,8 @@ class Endpoint(Record):
     autoscaling_enabled: bool = False
     min_instance_count: int = 0
     max_instance_count: int = 0
+    engine: EngineName = EngineName.DIFFUSERS
+    webui_url: str = ""
     deployment: DeploymentState = DeploymentState.IN_PROGRESS
     state: EndpointState = EndpointState.CREATING
     completed_at: float | None = None

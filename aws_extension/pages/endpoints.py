@@ -17,7 +17,7 @@ from aws_extension.pages import html, links
 from aws_extension.pages.common import shown_to_user
 from aws_extension.pages.html import Value
 from middleware_api import prices
-from middleware_api.contract import INSTANCE_COUNT_MAX, EndpointState
+from middleware_api.contract import INSTANCE_COUNT_MAX, EndpointState, EngineName
 
 PANELS = "sdaws-panels"
 READ, ORDER = "sdaws_endpoints_read", "sdaws_endpoints_order"
@@ -98,7 +98,9 @@ def _facts(endpoint: Endpoint, now: datetime) -> list[tuple[str, html.Part]]:
     if endpoint.autoscaling:
         count += f" ({endpoint.min_instances}–{endpoint.max_instances})"
     age = (now - endpoint.started_at).total_seconds() if endpoint.started_at else None
+    engine = " · ".join(part for part in (endpoint.engine, endpoint.webui_url) if part)
     return [
+        *([("Engine", Value(engine))] if engine else []),
         ("Machine", Value(endpoint.instance_type or "–")),
         ("How many now", Value(count)),
         ("Price an hour, each", _sum(endpoint.price_per_hour)),
@@ -146,6 +148,13 @@ class Order:
     scales: bool
     at_least: int
     at_most: int
+    engine: EngineName = EngineName.DIFFUSERS
+    webui_url: str = ""
+
+    @property
+    def has_address(self) -> bool:
+        """Whether it works with a WebUI that runs already: on one machine it does."""
+        return self.engine is EngineName.WEBUI and instance_type(self.offer) == LOCAL
 
     @property
     def autoscaling(self) -> Autoscaling | None:
@@ -208,6 +217,22 @@ def build(access: CloudAccess) -> None:
                 elem_id="sdaws_endpoint_name",
                 max_lines=1,
             )
+        with gr.Row():
+            engine = gr.Dropdown(
+                [each.value for each in EngineName],
+                value=first.engine.value,
+                label="Engine",
+                info="diffusers is light and fast; webui is a WebUI, with its extensions",
+                elem_id="sdaws_engine",
+            )
+            webui_url = gr.Textbox(
+                label="Address of the WebUI",
+                placeholder="http://127.0.0.1:7860",
+                info="Started with --api; as the server reaches it",
+                visible=first.has_address,
+                elem_id="sdaws_webui_url",
+                max_lines=1,
+            )
         scales = gr.Checkbox(
             True,
             label="Follow the work, and scale to zero when idle",
@@ -259,6 +284,7 @@ def build(access: CloudAccess) -> None:
             bounds,
             bounds,
             idle_cost(wanted),
+            gr.update(visible=wanted.has_address),
         )
 
     def create_one(wanted_name: str, *form: Any) -> tuple[str, str, str]:
@@ -269,6 +295,8 @@ def build(access: CloudAccess) -> None:
                 wanted.first_count,
                 wanted_name.strip(),
                 wanted.autoscaling,
+                wanted.engine,
+                wanted.webui_url if wanted.has_address else "",
             )
         said = html.notice(
             "good", ("Starting:", Value(made.name)), "It takes jobs as soon as it is ready."
@@ -283,13 +311,23 @@ def build(access: CloudAccess) -> None:
             access.client().delete_endpoints([endpoint_name])
         return html.notice("idle", ("Being deleted:", Value(endpoint_name))), list_endpoints(), ""
 
-    form = [machine, count, scales, at_least, at_most]
-    for control in form:
-        control.change(fit, form, [scales, count, at_least, at_most, cost], show_progress="hidden")
+    form = [machine, count, scales, at_least, at_most, engine, webui_url]
+    shown = [scales, count, at_least, at_most, cost, webui_url]
+    for control in form[:-1]:
+        control.change(fit, form, shown, show_progress="hidden")
     read.click(list_endpoints, None, listing, show_progress="hidden")
     create.click(create_one, [name, *form], [message, listing, name])
     order.input(obey, order, [message, listing, order], show_progress="hidden")
 
 
-def _order(offer: str | None, count: float, scales: bool, least: float, most: float) -> Order:
-    return Order(offer or LOCAL, int(count), scales, int(least), int(most))
+def _order(
+    offer: str | None,
+    count: float,
+    scales: bool,
+    least: float,
+    most: float,
+    engine: str,
+    webui_url: str,
+) -> Order:
+    bounds = (int(least), int(most))
+    return Order(offer or LOCAL, int(count), scales, *bounds, EngineName(engine), webui_url.strip())

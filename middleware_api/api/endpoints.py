@@ -56,17 +56,20 @@ def endpoint_router(service: EndpointService) -> APIRouter:
             autoscaling_enabled=endpoint.autoscaling_enabled,
             min_instance_count=endpoint.min_instance_count,
             max_instance_count=endpoint.max_instance_count,
+            engine=endpoint.engine,
+            webui_url=endpoint.webui_url or None,
             price_per_hour=price_per_hour(endpoint.instance_type),
             cost_since_start=service.cost_since_start(endpoint),
         )
 
-    @router.post("/endpoints", **needs(Scope.ADMIN, 404, 409))
+    @router.post("/endpoints", **needs(Scope.ADMIN, 404, 409, 501))
     async def deploy_endpoint(
         principal: Caller, body: Annotated[DeployOrDelete, Body()]
     ) -> EndpointAnswer | str:
         """Deploy an endpoint; a body with `delete_endpoint_list` deletes instead.
 
         The embedded server runs `initial_instance_count` workers whatever the scaling bounds.
+        `engine` chooses what makes the pictures.
         """
         if isinstance(body, DeleteEndpointsBody):
             service.delete(body.delete_endpoint_list)
@@ -77,6 +80,8 @@ def endpoint_router(service: EndpointService) -> APIRouter:
             body.instance_type,
             body.initial_instance_count,
             _autoscaling(body),
+            body.engine,
+            body.webui_url or "",
         )
         return answer(endpoint, 0)
 

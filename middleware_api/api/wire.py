@@ -49,6 +49,7 @@ from middleware_api.contract import (
     DatasetState,
     DeploymentState,
     EndpointState,
+    EngineName,
     InferenceState,
     MergeMethod,
     ModelState,
@@ -209,6 +210,13 @@ InstanceType = Annotated[
     Field(pattern=r"^(local|ml\.[a-z0-9]+\.[a-z0-9]+)$", max_length=64),
     BeforeValidator(_first_alternative),
 ]
+# Scheme, host and port, and a folder when it is behind another server; no credentials, no query.
+WebUiUrl = Annotated[
+    str,
+    Field(
+        pattern=r"^https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/\-]*)?$", max_length=500
+    ),
+]
 SubmittableTask = Annotated[
     TaskType,
     AfterValidator(_submittable),
@@ -266,6 +274,16 @@ class EndpointBody(BaseModel):
     autoscaling_enabled: bool = False
     min_instance_count: int = Field(0, ge=0, le=INSTANCE_COUNT_MAX)
     max_instance_count: int | None = Field(None, ge=1, le=INSTANCE_COUNT_MAX)
+    engine: EngineName = EngineName.DIFFUSERS
+    webui_url: WebUiUrl | None = Field(
+        None, description="Where the WebUI of the engine webui is; on one machine only"
+    )
+
+    @model_validator(mode="after")
+    def _url_goes_with_its_engine(self) -> EndpointBody:
+        if self.webui_url is not None and self.engine is not EngineName.WEBUI:
+            raise ValueError("webui_url goes with engine: webui")
+        return self
 
 
 class DeleteEndpointsBody(BaseModel):
@@ -609,6 +627,8 @@ class EndpointAnswer(Answer):
     autoscaling_enabled: bool
     min_instance_count: int
     max_instance_count: int
+    engine: EngineName
+    webui_url: str | None
     price_per_hour: float | None
     cost_since_start: float | None
 

@@ -24,8 +24,8 @@ from middleware_api.aws.faults import (
     refusals,
 )
 from middleware_api.aws.settings import AwsSettings
-from middleware_api.contract import EndpointState, Invocation
-from middleware_api.errors import Conflict
+from middleware_api.contract import EndpointState, EngineName, Invocation
+from middleware_api.errors import Conflict, NotAvailable
 from middleware_api.ports import EndpointStatus, Objects, Records
 from middleware_api.records import Endpoint
 
@@ -80,6 +80,7 @@ class SageMakerEndpoints:
     def create(self, endpoint: Endpoint) -> None:
         """See `ports.Endpoints`."""
         sagemaker, name = self._clients.sagemaker, self._name(endpoint.id)
+        image = self._image(endpoint)
         try:
             with refusals(f"create the endpoint '{endpoint.name}'"):
                 create_once(
@@ -87,7 +88,7 @@ class SageMakerEndpoints:
                     ModelName=name,
                     ExecutionRoleArn=self._settings.endpoint_role,
                     PrimaryContainer={
-                        "Image": self._settings.image,
+                        "Image": image,
                         "Environment": {"SDAWS_BUCKET": self._settings.bucket},
                     },
                 )
@@ -205,6 +206,24 @@ class SageMakerEndpoints:
     def withdraw(self, job_id: str) -> bool:
         """See `ports.Endpoints`. Not begun is what has written no progress."""
         return self._objects.size(contract.progress_key(job_id)) is None
+
+    def _image(self, endpoint: Endpoint) -> str:
+        """Each engine's image knows by itself which one it is."""
+        if endpoint.engine is not EngineName.WEBUI:
+            return self._settings.image
+        if endpoint.webui_url:
+            raise Conflict(
+                "On AWS each instance of the engine webui has a WebUI of its own: leave webui_url "
+                "out.",
+                "webui_url_not_here",
+            )
+        if not self._settings.webui_image:
+            raise NotAvailable(
+                "This deployment has no image of the engine webui. Build it: make deploy "
+                'SET="WebUiEngine=yes".',
+                "webui_engine_not_built",
+            )
+        return self._settings.webui_image
 
     def _config(self, endpoint: Endpoint, name: str) -> dict[str, Any]:
         output = f"s3://{self._settings.bucket}/{ANSWERS_PREFIX}"

@@ -13,7 +13,7 @@ class AwsSettings:
     Names of what the deployment makes at run time begin with `prefix` and a hyphen.
     `image` both makes pictures and trains, by the command that it is started with. With
     `spot_training` "yes" training runs on machines that may be taken away, and goes on with the
-    next one.
+    next one. `webui_image` is empty where no image of the engine `webui` is built.
     """
 
     table: str
@@ -26,6 +26,7 @@ class AwsSettings:
     error_topic: str
     events_queue_url: str
     spot_training: str = "no"
+    webui_image: str = ""
 
 
 def read_aws_settings(environment: Mapping[str, str]) -> AwsSettings:
@@ -34,7 +35,8 @@ def read_aws_settings(environment: Mapping[str, str]) -> AwsSettings:
         field.name: environment.get(_variable(field.name)) or _default(field)
         for field in fields(AwsSettings)
     }
-    missing = [_variable(name) for name, value in values.items() if not value]
+    needed = [field.name for field in fields(AwsSettings) if field.default is MISSING]
+    missing = [_variable(name) for name in needed if not values[name]]
     if missing:
         raise ValueError(f"The template must set {', '.join(missing)}.")
     return AwsSettings(**values)

@@ -6,9 +6,9 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from middleware_api.contract import EndpointState, Invocation
+from middleware_api.contract import EndpointState, EngineName, Invocation
 from middleware_api.embedded.queue import JobQueue, QueuedJob
 from middleware_api.embedded.worker import (
     Worker,
@@ -71,6 +71,8 @@ class ProcessEndpoints:
 
     def create(self, endpoint: Endpoint) -> None:
         """See `ports.Endpoints`."""
+        if endpoint.engine is EngineName.WEBUI:
+            _require_webui(endpoint)
         self._start(endpoint, self._max_workers)
 
     def resume(self, endpoint: Endpoint) -> None:
@@ -90,7 +92,9 @@ class ProcessEndpoints:
                     "too_many_workers",
                 )
             self._running[endpoint.id] = running
-        settings = self._settings_for(workers)
+        settings = replace(
+            self._settings_for(workers), engine=endpoint.engine, webui_url=endpoint.webui_url
+        )
         for number in range(endpoint.initial_instance_count):
             slot = _Slot(f"{endpoint.name}/{number}", self, running, self._queue, settings)
             running.slots.append(slot)
@@ -231,6 +235,20 @@ class ProcessEndpoints:
                 return
             running.settled = state
         self._sink.endpoint_changed(EndpointChanged(running.endpoint.id, state, error))
+
+
+def _require_webui(endpoint: Endpoint) -> None:
+    if not endpoint.webui_url:
+        raise Conflict(
+            "Here the engine webui works with a WebUI that runs already: name its address in "
+            "webui_url, for example http://127.0.0.1:7860, and start it with --api.",
+            "webui_url_missing",
+        )
+    if endpoint.initial_instance_count > 1:
+        raise Conflict(
+            "One WebUI does one thing at a time: an endpoint with a webui_url has one instance.",
+            "webui_is_one_instance",
+        )
 
 
 class _Slot:

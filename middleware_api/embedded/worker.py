@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from middleware_api.contract import Invocation, InvocationResult
+from middleware_api.contract import EngineName, Invocation, InvocationResult
 
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
@@ -36,13 +36,16 @@ class WorkerStopping(Exception):
 @dataclass(frozen=True)
 class WorkerSettings:
     """What each worker is given. `threads` is torch's; `job_seconds` bounds one invocation;
-    `program` is a module that speaks as the container's own does."""
+    `program` is a module that speaks as the container's own does; `webui_url` is where the WebUI of
+    the engine `webui` is."""
 
     objects_root: Path
     threads: int
     cache_bytes: int | None = None
     job_seconds: float = 3600.0
     program: str = CONTAINER_PROGRAM
+    engine: EngineName = EngineName.DIFFUSERS
+    webui_url: str = ""
 
 
 class Worker:
@@ -62,10 +65,14 @@ class Worker:
             "SDAWS_OBJECTS": str(settings.objects_root),
             "SDAWS_THREADS": str(settings.threads),
             "SDAWS_WORKER_TOKEN": self._token,
+            "SDAWS_ENGINE": settings.engine.value,
+            "SDAWS_WEBUI_URL": settings.webui_url,
         }
         # The API's token is none of the container's business, nor is a bucket: it has a folder.
-        for name in ("SDAWS_API_TOKEN", "SDAWS_BUCKET"):
+        for name in ("SDAWS_API_TOKEN", "SDAWS_BUCKET", "SDAWS_WEBUI_COMMAND"):
             environment.pop(name, None)
+        if settings.engine is not EngineName.WEBUI:
+            environment.pop("SDAWS_WEBUI_AUTH", None)
         if settings.cache_bytes is not None:
             environment["SDAWS_CACHE_BYTES"] = str(settings.cache_bytes)
         self.process = subprocess.Popen(

@@ -10,6 +10,7 @@ from middleware_api.contract import (
     PAGE_MAX,
     DeploymentState,
     EndpointState,
+    EngineName,
 )
 from middleware_api.errors import Conflict, NotFound, ServiceError
 from middleware_api.ports import EndpointChanged, Endpoints, Page, Records
@@ -52,9 +53,14 @@ class EndpointService:
         instance_type: str,
         instance_count: int,
         autoscaling: tuple[int, int] | None,
+        engine: EngineName = EngineName.DIFFUSERS,
+        webui_url: str = "",
     ) -> Endpoint:
-        """Begin to deploy; `autoscaling` is (least, most) instances. Raises Conflict on a name
-        in use."""
+        """Begin to deploy; `autoscaling` is (least, most) instances, `webui_url` where the WebUI
+        of the engine `webui` is, "" for one of the worker's own.
+
+        Raises Conflict on a name in use, and Conflict or NotAvailable when it cannot be had here.
+        """
         endpoint_id = self._new_id()
         name = name or f"infer-endpoint-{endpoint_id[:7]}"
         now = self._clock()
@@ -70,6 +76,8 @@ class EndpointService:
             autoscaling_enabled=autoscaling is not None,
             min_instance_count=least,
             max_instance_count=most,
+            engine=engine,
+            webui_url=webui_url,
         )
         with taking_name(self._records, _name_key(name), endpoint, lambda: _name_taken(name)):
             self._records.add(endpoint)

@@ -97,6 +97,7 @@ class PretendCloud:
     cancelled: list[str] = field(default_factory=list)
     endpoints: list[str] = field(default_factory=lambda: ["pretend-1"])
     endpoint_states: dict[str, str] = field(default_factory=dict)
+    ordered: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     prefetched: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -165,6 +166,7 @@ class PretendCloud:
 
     def _endpoints(self, sent: Sent) -> FakeAnswer:
         if sent.method == "POST":
+            self.ordered.append(sent.json)
             self.endpoints.append(sent.json.get("endpoint_name") or "pretend-2")
             return FakeAnswer(body=_endpoint(self.endpoints[-1]))
         if sent.method == "DELETE":

@@ -62,6 +62,15 @@ def test_an_endpoint_is_created_and_deleted_on_its_card(browser, studio):
     card.get_by_text("Yes, delete it").click()
     card.wait_for(state="detached")
     assert studio.cloud.endpoints == ["pretend-1"]
+    # A WebUI that runs already may make the pictures: its address is asked for.
+    assert "engine" not in studio.cloud.ordered[0]
+    page.click("#sdaws_engine input")
+    page.click("#sdaws_engine li:has-text('webui')")
+    page.fill("#sdaws_webui_url input, #sdaws_webui_url textarea", "http://studio:7860")
+    page.click("#sdaws_create_endpoint")
+    page.locator(".sdaws-panel", has_text="pretend-2").wait_for()
+    sent = studio.cloud.ordered[1]
+    assert (sent["engine"], sent["webui_url"]) == ("webui", "http://studio:7860")
     # A machine of AWS brings its bounds and its price while idle.
     page.click("#sdaws_machine input")
     page.click("#sdaws_machine li:has-text('ml.g5.xlarge')")

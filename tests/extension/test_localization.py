@@ -38,6 +38,7 @@ FILE = Path(__file__).parents[2] / "localizations" / "zh_CN.json"
 NAMES = {
     "txt2img", "img2img", "extra-single-image", "extra-batch-images", "interrogate", "convert",
     "Stable-diffusion", "embeddings", "Lora", "hypernetworks", "ControlNet", "VAE", "LoRA",
+    "diffusers", "webui", "http://127.0.0.1:7860",
     "http://127.0.0.1:8210", "/path/to/model.safetensors", "https://…/model.safetensors",
 }  # fmt: skip
 
