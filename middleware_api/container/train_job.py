@@ -16,11 +16,9 @@ from safetensors import SafetensorError, safe_open
 from middleware_api import contract
 from middleware_api.container import train_export
 from middleware_api.container.checkpoint import load_checkpoint
-from middleware_api.container.engine import Engine
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable, ContainerError
 from middleware_api.container.families import SDXL_REFINER
 from middleware_api.container.make_model import SOURCE_NAME, SOURCE_SHA256
-from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.storage import Storage
 from middleware_api.container.train_buckets import Size
 from middleware_api.container.train_data import TrainData
@@ -160,7 +158,7 @@ class TrainRun:
                 f"made with {_DEFAULT_SAMPLER}."
             )
         return PictureMaker(
-            Engine(self._device, 0, PromptEncoder()),
+            self._device,
             sampler or _DEFAULT_SAMPLER,
             precision.entered,
             self._stop_if_asked,

@@ -50,6 +50,7 @@ class TrainReporter:
     ) -> None:
         self._storage, self._clock, self._tell = storage, clock, tell
         self._key = contract.train_progress_key(output_prefix)
+        self._before = self._told_before()
         self._curve = LossCurve()
         self._progress = TrainProgress(
             phase="starting",
@@ -97,9 +98,8 @@ class TrainReporter:
 
     def resume(self, step: int) -> None:
         """Take over what a former process of this job has told, up to that step."""
-        try:
-            before: TrainProgress = json.loads(self._storage.read(self._key))
-        except (FileNotFoundError, ValueError):
+        before = self._before
+        if before is None:
             return
         with self._change() as progress:
             for at, loss in before["losses"]:
@@ -151,6 +151,15 @@ class TrainReporter:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+
+    def _told_before(self) -> TrainProgress | None:
+        """What a former process of this job has told last."""
+        try:
+            before: TrainProgress = json.loads(self._storage.read(self._key))
+        except (ContainerError, OSError, ValueError) as fault:
+            logger.info("no earlier progress: %s", fault)
+            return None
+        return before
 
     @contextmanager
     def _change(self) -> Iterator[TrainProgress]:

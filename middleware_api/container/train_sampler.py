@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+import torch
 from PIL import Image
 
 from middleware_api.container.checkpoint import StableDiffusion
@@ -15,6 +16,7 @@ from middleware_api.container.engine import Engine, Models
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.progress import Step
+from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import parse_request
 from middleware_api.container.roles import Roles
 from middleware_api.container.samplers import resolve_sampler
@@ -70,12 +72,13 @@ class PictureMaker:
 
     def __init__(
         self,
-        engine: Engine,
+        device: torch.device,
         sampler: str,
         precision: Callable[[], AbstractContextManager[object]],
         stop_if_asked: Callable[[], None],
     ) -> None:
-        self._engine, self._sampler = engine, sampler
+        self._device, self._sampler = device, sampler
+        self._engine: Engine | None = None  # made when the first picture is wanted
         self._precision, self._stop_if_asked = precision, stop_if_asked
 
     def make(
@@ -103,5 +106,7 @@ class PictureMaker:
         def on_step(step: Step) -> None:
             self._stop_if_asked()
 
+        if self._engine is None:
+            self._engine = Engine(self._device, 0, PromptEncoder())
         with self._precision():
             return [each.image for each in self._engine.generate(models, request, on_step)]

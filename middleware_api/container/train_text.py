@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,11 +20,16 @@ KEPT_BYTES = 1024**3
 """Of encoded captions."""
 
 
+@cache
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 class CaptionReader:
     """As many chunks of 75 tokens for every caption as `max_tokens` has; the rest is left out."""
 
     def __init__(self, max_tokens: int, clip_skip: int, folder: Path = TOKENIZER_FOLDER) -> None:
-        self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = _tokenizer(folder)
         self._chunks = max(1, max_tokens // CHUNK_TOKENS)
         self._settings = TextSettings(clip_skip=clip_skip)
 
