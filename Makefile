@@ -30,7 +30,7 @@ ui: .venv-webui/ready
 test: test-middleware test-extension
 
 test-middleware: .venv/ready
-	.venv/bin/python -m pytest -q -n 2 --ignore=tests/extension
+	.venv/bin/python -m pytest -q -n 2 --dist loadgroup --ignore=tests/extension
 
 test-extension: .venv/ready .venv-webui/ready
 	.venv-webui/bin/python -m pytest -q -n 2 tests/extension

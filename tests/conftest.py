@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from middleware_api.demo.random_weights import write_random_checkpoint
 from tests.server import Server
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Who shares a server that takes long to start goes to one process (`--dist loadgroup`)."""
+    for fixture in ("studio", "webui_studio"):
+        if fixture in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 @pytest.fixture
@@ -17,3 +25,35 @@ def server(tmp_path: Path) -> Iterator[Server]:
     yield running
     if running.process.poll() is None:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small checkpoint of random weights."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write_random_checkpoint(path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory: pytest.TempPathFactory, weights: bytes) -> Iterator[Server]:
+    """A server with the endpoint 'studio' in service and the checkpoint 'tiny.safetensors'. A
+    worker takes seconds to start: tests share this one, and leave it without running jobs."""
+    running = Server(tmp_path_factory.mktemp("studio") / "var")
+    _furnish(running, weights)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_studio(server: Server, weights: bytes) -> Server:
+    """Another one, for a test alone that ends or breaks it."""
+    _furnish(server, weights)
+    return server
+
+
+def _furnish(server: Server, weights: bytes) -> None:
+    endpoint = server.deploy()
+    assert endpoint["endpoint_status"] == "InService", endpoint
+    assert endpoint["current_instance_count"] == 1
+    server.upload(weights)

@@ -21,17 +21,9 @@ from middleware_api.embedded.middleware import Embedded, embedded
 from middleware_api.embedded.server import embedded_app
 from middleware_api.records import InferenceJob
 from middleware_api.settings import Settings
-from tests.engine_checkpoints import write_checkpoint
 from tests.server import Server
 
 MODELS = {"Stable-diffusion": ["tiny.safetensors"]}
-
-
-@pytest.fixture
-def studio(server: Server, tmp_path: Path) -> Server:
-    server.upload(write_checkpoint(tmp_path / "tiny.safetensors").read_bytes())
-    assert server.deploy()["endpoint_status"] == "InService"
-    return server
 
 
 def watch(server: Server, job_id: str) -> Iterator[dict[str, Any]]:
@@ -44,7 +36,7 @@ def watch(server: Server, job_id: str) -> Iterator[dict[str, Any]]:
 
 
 def test_a_job_is_watched_to_its_end(studio: Server) -> None:
-    job_id = studio.submit(task_type="txt2img", models=MODELS, width=64, height=64, steps=200)
+    job_id = studio.submit(task_type="txt2img", models=MODELS, width=64, height=64, steps=100)
     seen = list(watch(studio, job_id))
     assert seen[0]["status"] == "inprogress"
     assert seen[-1]["status"] == "succeed"
@@ -55,20 +47,20 @@ def test_a_job_is_watched_to_its_end(studio: Server) -> None:
     assert len(list(watch(studio, job_id))) == 1, "a finished job has one thing to tell"
 
 
-def test_a_stream_ends_with_the_server(studio: Server) -> None:
+def test_a_stream_ends_with_the_server(own_studio: Server) -> None:
     """Ctrl-C does not wait for those who only watch; a second one leaves no worker behind."""
-    job_id = studio.submit(task_type="txt2img", models=MODELS, width=512, height=512, steps=500)
-    events = watch(studio, job_id)
+    job_id = own_studio.submit(task_type="txt2img", models=MODELS, width=512, height=512, steps=500)
+    events = watch(own_studio, job_id)
     next(events)
-    studio.process.send_signal(signal.SIGINT)
+    own_studio.process.send_signal(signal.SIGINT)
     assert all(event["status"] == "inprogress" for event in events)
-    studio.stop()
-    assert studio.process.returncode == 0
+    own_studio.stop()
+    assert own_studio.process.returncode == 0
 
 
-def test_an_unknown_job_and_a_stranger_are_refused(server: Server) -> None:
-    assert server.client.get("/inference/v2/ghost/events").status_code == 404
-    assert httpx.get(f"{server.url}/inference/v2/ghost/events").status_code == 401
+def test_an_unknown_job_and_a_stranger_are_refused(studio: Server) -> None:
+    assert studio.client.get("/inference/v2/ghost/events").status_code == 404
+    assert httpx.get(f"{studio.url}/inference/v2/ghost/events").status_code == 401
 
 
 TOKEN = "the deployment's own token"

@@ -9,10 +9,8 @@ import signal
 from pathlib import Path
 
 import httpx
-import pytest
 from PIL import Image
 
-from middleware_api.demo.random_weights import write_random_checkpoint
 from tests.server import Server, until
 from tests.weights import safetensors
 
@@ -28,23 +26,6 @@ REQUEST = {
 }
 # Long enough that whatever a test does happens while it runs.
 LONG = {**REQUEST, "steps": 500, "n_iter": 100}
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write_random_checkpoint(path)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def studio(server: Server, weights: bytes) -> Server:
-    """A server with an endpoint in service and a checkpoint."""
-    endpoint = server.deploy()
-    assert endpoint["endpoint_status"] == "InService", endpoint
-    assert endpoint["current_instance_count"] == 1
-    server.upload(weights)
-    return server
 
 
 def worker_of(server: Server) -> int:
@@ -120,6 +101,8 @@ def test_progress_shows_how_far_and_what(studio: Server) -> None:
     assert preview.format == "JPEG"
     part = httpx.get(job["preview_url"], headers={"Range": "bytes=0-1"})
     assert (part.status_code, part.content) == (206, b"\xff\xd8")
+    studio.client.post(f"/inference/v2/{job_id}/cancel")
+    assert studio.finished(job_id)["status"] == "cancelled"
 
 
 def test_two_workers_run_two_jobs_at_once(server: Server, weights: bytes) -> None:
@@ -148,13 +131,14 @@ def test_a_job_outlives_one_worker_and_ends_with_the_reason_after_two(studio: Se
     assert studio.finished(studio.submit(**REQUEST))["status"] == "succeed"
 
 
-def test_nothing_is_lost_when_the_server_is_killed(studio: Server, weights: bytes) -> None:
-    running_job, waiting_job = studio.submit(**{**REQUEST, "steps": 300}), studio.submit(**REQUEST)
-    running(studio, running_job)
-    worker = worker_of(studio)
-    studio.kill()
+def test_nothing_is_lost_when_the_server_is_killed(own_studio: Server) -> None:
+    running_job = own_studio.submit(**{**REQUEST, "steps": 300})
+    waiting_job = own_studio.submit(**REQUEST)
+    running(own_studio, running_job)
+    worker = worker_of(own_studio)
+    own_studio.kill()
     until(lambda: {"alive": _is_alive(worker)}, lambda seen: not seen["alive"])
-    again = Server(studio.data_dir)
+    again = Server(own_studio.data_dir)
     assert again.finished(running_job)["status"] == "succeed"
     assert again.finished(waiting_job)["status"] == "succeed"
     again.stop()
@@ -165,20 +149,20 @@ def _is_alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_deleting_an_endpoint_ends_its_jobs_with_the_reason(studio: Server) -> None:
-    job_id = studio.submit(**LONG)
-    running(studio, job_id)
-    answer = studio.client.request(
+def test_deleting_an_endpoint_ends_its_jobs_with_the_reason(own_studio: Server) -> None:
+    job_id = own_studio.submit(**LONG)
+    running(own_studio, job_id)
+    answer = own_studio.client.request(
         "DELETE", "/endpoints", json={"delete_endpoint_list": ["studio", "ghost"]}
     )
     assert answer.status_code == 404
     assert "ghost" in answer.json()["error"]
-    deleted = studio.endpoint("studio", lambda e: e["endpoint_status"] == "Deleted")
+    deleted = own_studio.endpoint("studio", lambda e: e["endpoint_status"] == "Deleted")
     assert deleted["status"] == "deleted"
-    job = studio.finished(job_id)
+    job = own_studio.finished(job_id)
     assert job["status"] == "failed"
     assert "endpoint was deleted" in job["error"]
-    assert studio.client.post("/inference/v2", json=REQUEST).json()["code"] == (
+    assert own_studio.client.post("/inference/v2", json=REQUEST).json()["code"] == (
         "no_endpoint_in_service"
     )
 

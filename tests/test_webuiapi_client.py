@@ -23,7 +23,7 @@ LONG = {**SMALL, "steps": 500, "n_iter": 20}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def webui_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("webuiapi") / "var")
     assert running.deploy()["endpoint_status"] == "InService"
     running.upload(CHECKPOINT.read_bytes(), "demo.safetensors")
@@ -32,9 +32,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def api(server: Server) -> webuiapi.WebUIApi:
-    client = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1", sampler="Euler", steps=3)
-    client.set_auth("anybody", str(server.client.headers["x-api-key"]))
+def api(webui_studio: Server) -> webuiapi.WebUIApi:
+    client = webuiapi.WebUIApi(baseurl=f"{webui_studio.url}/sdapi/v1", sampler="Euler", steps=3)
+    client.set_auth("anybody", str(webui_studio.client.headers["x-api-key"]))
     return client
 
 
@@ -57,8 +57,8 @@ def watched(api: webuiapi.WebUIApi, wanted: Callable[[dict[str, Any]], bool]) ->
     raise AssertionError(f"still not as wanted: {seen}")
 
 
-def test_without_the_token_nothing_opens(server: Server) -> None:
-    stranger = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1")
+def test_without_the_token_nothing_opens(webui_studio: Server) -> None:
+    stranger = webuiapi.WebUIApi(baseurl=f"{webui_studio.url}/sdapi/v1")
     with pytest.raises(RuntimeError, match="401"):
         stranger.txt2img(prompt="x")
     stranger.set_auth("anybody", "wrong")
