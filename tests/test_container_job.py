@@ -418,7 +418,8 @@ def test_networks_are_found_by_the_names_in_the_prompts(
         "Hypernetwork 'lost' is not among the job's hypernetworks files and was left out. Add it "
         "to the job's models.",
         "LoRA style: 20 of its layers do not fit tiny.safetensors and were left out.",
-        "Embedding wide was made for another kind of model than tiny.safetensors and was left out.",
+        "Embedding wide was made for another kind of model than tiny.safetensors, which is of "
+        "Stable Diffusion 1.x: it was left out.",
         "<lora:style:1> does nothing in a negative prompt: it was read as words.",
     ]
 

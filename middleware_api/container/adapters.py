@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from middleware_api.container.errors import CheckpointUnreadable
+from middleware_api.container.lora_family import made_for
 from middleware_api.container.network_files import hash_without_header, read_network_file
 
 Parts = Mapping[str, Tensor]
@@ -24,12 +25,16 @@ Parts = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Lora:
-    """A file's layers by kohya's names; `alias` is the name it was trained under."""
+    """A file's layers by kohya's names; `alias` is the name it was trained under.
+
+    `family` is the name of the kind of model that it was made for, "" where nothing tells.
+    """
 
     name: str
     alias: str
     hash: str
     layers: Mapping[str, Layer]
+    family: str = ""
 
     @property
     def short_hash(self) -> str:
@@ -57,7 +62,8 @@ def load_lora(path: Path, file_name: str) -> Lora:
         )
     digest = metadata.get("sshs_model_hash") or hash_without_header(path)
     stem = PurePath(file_name).stem
-    return Lora(stem, metadata.get("ss_output_name", stem), digest, layers)
+    alias = metadata.get("ss_output_name", stem)
+    return Lora(stem, alias, digest, layers, made_for(content, metadata))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,14 @@ from middleware_api.container.checkpoint_shapes import (
     vae_shape_of,
 )
 from middleware_api.container.errors import CheckpointUnreadable
-from middleware_api.container.families import NAMES, Family, TextSource, family_of, other_kind_of
+from middleware_api.container.families import (
+    NAMES,
+    Family,
+    TextSource,
+    family_of,
+    other_kind_of,
+    vae_family_of,
+)
 from middleware_api.container.prediction import MARKS, ZERO_SNR_KEY, Prediction, prediction_of
 from middleware_api.container.text_encoders import TextEncoder, taken_projection, text_tensors
 
@@ -55,7 +62,8 @@ class StableDiffusion:
     """A loaded checkpoint, ready to sample.
 
     `zero_snr`: trained so that nothing of the picture is left at the highest noise level.
-    `is_inpainting`: the UNet is also shown a mask and what it leaves of the picture.
+    `is_inpainting`: the UNet is also shown a mask and what it leaves of the picture. `doubt` is a
+    sentence on whether its VAE is the right one.
     """
 
     name: str
@@ -68,6 +76,7 @@ class StableDiffusion:
     prediction: Prediction = Prediction.NOISE
     zero_snr: bool = False
     is_inpainting: bool = False
+    doubt: str = ""
 
     def with_autoencoder(self, other: Autoencoder) -> StableDiffusion:
         """The same with another VAE; raises CheckpointUnreadable when the two do not fit."""
@@ -76,7 +85,13 @@ class StableDiffusion:
                 f"VAE {other.name} makes latents of 1/{other.latent_factor} and {self.name} reads "
                 f"those of 1/{self.latent_factor}. Choose another VAE."
             )
-        return replace(self, vae=other.module)
+        doubt = ""
+        if other.seems_for is not None and other.seems_for.vae_scale != self.vae_scale:
+            doubt = (
+                f"VAE {other.name} seems to be one of {other.seems_for.name}, and {self.name} is "
+                f"of {self.family.name}: the pictures' colours and details will be off."
+            )
+        return replace(self, vae=other.module, doubt=doubt)
 
     @property
     def vae_scale(self) -> float:
@@ -93,12 +108,16 @@ class StableDiffusion:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A loaded VAE file, to take the place of a checkpoint's own."""
+    """A loaded VAE file, to take the place of a checkpoint's own.
+
+    No tensor's shape tells which family `seems_for`; its metadata or its name may.
+    """
 
     name: str
     sha256: str
     module: Any  # AutoencoderKL
     latent_factor: int
+    seems_for: Family | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -199,7 +218,8 @@ def load_autoencoder(
     with torch.device("meta"):
         vae = _build(AutoencoderKL, shape.config())
     _assign(vae, _to_vae(weights, shape.config()), file, device, dtype)
-    return Autoencoder(name, sha256, vae, shape.latent_factor)
+    seems_for = vae_family_of(name, file.metadata)
+    return Autoencoder(name, sha256, vae, shape.latent_factor, seems_for)
 
 
 def _build(kind: Callable[..., nn.Module], config: dict[str, object]) -> nn.Module:

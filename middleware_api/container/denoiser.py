@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from middleware_api.container.conditioning import Guidance, Texts
+from middleware_api.container.noise_levels import Ladder
 from middleware_api.container.prediction import Prediction
 from middleware_api.container.schedules import share_done
 
@@ -116,7 +117,9 @@ class Refined:
     base: Denoise
     refiner: Denoise
     switch_at: float
+    levels: Ladder
 
     def __call__(self, x: Tensor, at: Moment) -> Guess:
-        denoise = self.refiner if share_done(at.sigma) >= self.switch_at else self.base
+        is_late = share_done(at.sigma, self.levels) >= self.switch_at
+        denoise = self.refiner if is_late else self.base
         return denoise(x, at)

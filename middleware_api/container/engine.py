@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from middleware_api.container import pictures
+from middleware_api.container import autoencoding, pictures
 from middleware_api.container.adapters import Lora, load_lora
+from middleware_api.container.autoencoding import shown_beside
 from middleware_api.container.checkpoint import (
     Autoencoder,
     StableDiffusion,
@@ -23,13 +24,11 @@ from middleware_api.container.checkpoint import (
 from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
 from middleware_api.container.denoiser import Guided, Refined
 from middleware_api.container.embeddings import Embedding, load_embedding
-from middleware_api.container.errors import BadRequest
 from middleware_api.container.hires import Target
 from middleware_api.container.hypernetworks import Hypernetwork, load_hypernetwork
-from middleware_api.container.infotext import infotext, seed_of
+from middleware_api.container.infotext import MASK_STRENGTH, infotext, seed_of
 from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.model_cache import ModelCache
-from middleware_api.container.noise import generator_of
 from middleware_api.container.progress import Step
 from middleware_api.container.prompt_networks import misplaced_in
 from middleware_api.container.prompt_reader import Ask, PromptReader
@@ -39,9 +38,11 @@ from middleware_api.container.request import GenerationRequest
 from middleware_api.container.roles import Roles
 from middleware_api.container.samplers import Sampler
 from middleware_api.container.sampling import Pass, Start
-from middleware_api.container.schedules import Plan
+from middleware_api.container.sampling_settings import SamplingSettings
+from middleware_api.container.schedules import Plan, levels_of
 from middleware_api.container.storage import sha256_of
 from middleware_api.container.tiling import seamless
+from middleware_api.container.together import check_enlarging, check_together
 from middleware_api.container.upscalers import LatentUpscaler, Upscaler
 from middleware_api.weights_name import WeightsName
 
@@ -127,13 +128,7 @@ class Engine:
             files = replace(files, vae=None, loras=(), embeddings=(), hypernetworks=())
             loaded = files.each(lend)
             main, last, refiner = loaded.main, loaded.second_pass or loaded.main, loaded.refiner
-            for other in (last, refiner or last):
-                if other.latent_factor != main.latent_factor:
-                    raise BadRequest(
-                        f"{main.name} and {other.name} cannot work on one picture: their latents "
-                        "differ in size. Choose another checkpoint for the hires pass or refiner.",
-                        "unlike_checkpoints",
-                    )
+            check_together(main, last, refiner)
             names = loaded.each(lambda model: WeightsName(model.name, model.sha256))
             if vae is not None:
                 names = replace(names, vae=WeightsName(vae.name, vae.sha256))
@@ -168,17 +163,22 @@ class Engine:
         return growth * file.path.stat().st_size if file.path.is_file() else 0
 
     def warnings(self, models: Models, request: GenerationRequest) -> list[str]:
-        """Every part of the prompts that the pictures will not show."""
+        """Every part of the prompts that the pictures will not show, and a VAE that seems odd."""
         asks = self._asks(request)
         found = models.networks.unused([ask.networks for ask in asks])
+        found += filter(None, (models.main.doubt, models.last.doubt))
         for model, ask in zip((models.main, models.last), asks, strict=False):
             found += models.networks.problems(model, ask.networks)
             found += misplaced_in(ask.negative)
         return [*dict.fromkeys(found)]
 
     def text_parameters(self, models: Models, request: GenerationRequest) -> dict[str, str]:
-        """What the prompts add to the pictures' parameters."""
-        return self._prompts.parameters(models.main, self._asks(request), models.networks)
+        """What the prompts and the kind of model add to the pictures' parameters."""
+        texts = self._prompts.parameters(models.main, self._asks(request), models.networks)
+        main, has_picture = models.main, request.start is not None
+        if main.is_inpainting and (has_picture or not main.family.is_xl):  # the WebUI's rule
+            texts[MASK_STRENGTH] = str(request.sampling.mask_strength)
+        return texts
 
     @torch.inference_mode()
     def generate(
@@ -191,6 +191,9 @@ class Engine:
     def _generate(
         self, models: Models, request: GenerationRequest, on_step: OnStep
     ) -> Iterator[Picture]:
+        asked, request = request, fitted(request, models)
+        if request.hires is not None:
+            check_enlarging(models.main, models.last, request.hires.upscaler)
         start = self.start_of(models.main, request)
         passes = self._passes(models, request)
         steps = sum(each.plan.steps for each in passes)
@@ -205,7 +208,7 @@ class Engine:
                 image = self._decode(decoder, latent)
                 if start.overlay is not None:
                     image = start.overlay.apply(image)
-                yield Picture(index, image, infotext(request, models.names, texts, index))
+                yield Picture(index, image, infotext(asked, models.names, texts, index))
 
     @torch.inference_mode()
     def preview(self, models: Models, clean: Tensor) -> Image.Image:
@@ -221,17 +224,23 @@ class Engine:
         factor = model.latent_factor
         height, width = max(1, request.height // factor), max(1, request.width // factor)
         shape = (LATENT_CHANNELS, height, width)
+        strength = request.sampling.mask_strength
         if request.start is None:
-            return Start(shape)
+            if not model.is_inpainting:
+                return Start(shape)
+            nothing = torch.zeros(1, 3, height * factor, width * factor, device=self._device)
+            return Start(shape, picture=shown_beside(model, nothing, None, strength, shape))
         prepared = pictures.prepare_start(request.start, width * factor, height * factor)
         # The mean, not a draw: the same picture in gives the same picture out.
         latent = self._encode(model, prepared.picture, None)
         if latent.shape[1:] != shape:  # resize_mode 3 leaves the picture's own size
             latent = nn.functional.interpolate(latent, size=(height, width), mode="bilinear")
+        pixels = pictures.to_tensor(prepared.picture).to(self._device)
+        picture = shown_beside(model, pixels, prepared.shown_mask, strength, shape)
         if prepared.mask is None or request.start.mask is None:
-            return Start(shape, latent)
+            return Start(shape, latent, picture=picture)
         mask = pictures.latent_mask(prepared.mask, width, height).to(self._device)
-        return Start(shape, latent, mask, prepared.overlay, request.start.mask.fill)
+        return Start(shape, latent, mask, prepared.overlay, request.start.mask.fill, picture)
 
     def _passes(self, models: Models, request: GenerationRequest) -> list[Pass]:
         """One, or two for hires fix: the first of these only when its picture is not given.
@@ -249,9 +258,10 @@ class Engine:
             last = self._pass(models.last, hires.sampler, hires.plan, ask, cfg_scale, models)
         if models.refiner is not None and request.refiner is not None:
             refiner = self._guided(models.refiner, ask, cfg_scale, models.networks)
+            levels = levels_of((hires or request).sampling.schedule).full
             last = replace(
                 last,
-                denoise=Refined(last.denoise, refiner, request.refiner.switch_at),
+                denoise=Refined(last.denoise, refiner, request.refiner.switch_at, levels),
                 patch=last.patch.and_also(models.networks.patch(models.refiner, ask.networks)),
             )
         return [last] if hires is None or hires.first_picture is not None else [first, last]
@@ -309,7 +319,7 @@ class Engine:
             seeds = [seed_of(request, i) for i in indices]
             target = request.hires.target(request.width, request.height)
             larger = self._enlarge(models, request.hires.upscaler, target, small, seeds)
-            start = Start.of_latents(larger)
+            start = _hires_start(models.last, request, larger)
         latents = last.run(request, start, indices, counter.step, self._device)
         counter.finish(last.plan.steps)
         return latents
@@ -345,18 +355,35 @@ class Engine:
 
     def _encode(self, model: StableDiffusion, picture: Image.Image, seed: int | None) -> Tensor:
         """(1, 4, height, width): the mean of what the VAE sees or, with a seed, a draw from it."""
-        pixels = pictures.to_tensor(picture).to(self._device, self._dtype)
-        seen = model.vae.encode(pixels).latent_dist
-        latent: Tensor = seen.mode().float()
-        if seed is not None:
-            noise = torch.randn(latent.shape, generator=generator_of(seed))
-            latent = latent + seen.std.float() * noise.to(self._device)
-        return latent * model.vae_scale
+        pixels = pictures.to_tensor(picture).to(self._device)
+        return autoencoding.encode(model, pixels, seed)
 
     def _decode(self, model: StableDiffusion, latent: Tensor) -> Image.Image:
         """One at a time, so that a picture does not depend on its batch."""
-        scaled = latent[None].to(self._dtype) / model.vae_scale
-        return pictures.to_picture(model.vae.decode(scaled).sample[0])
+        return pictures.to_picture(autoencoding.decode(model, latent))
+
+
+def fitted(request: GenerationRequest, models: Models) -> GenerationRequest:
+    """With the schedules that each pass's model was trained for."""
+
+    def fit(settings: SamplingSettings, model: StableDiffusion) -> SamplingSettings:
+        return settings.fitted(zero_snr=model.zero_snr, for_xl=model.family.is_xl)
+
+    hires = request.hires
+    if hires is not None:
+        hires = replace(hires, sampling=fit(hires.sampling, models.last))
+    return replace(request, sampling=fit(request.sampling, models.main), hires=hires)
+
+
+def _hires_start(model: StableDiffusion, request: GenerationRequest, latents: Tensor) -> Start:
+    start = Start.of_latents(latents)
+    if not model.is_inpainting:
+        return start
+    # All of it is to be made anew: only by a weaker mask does the model see any.
+    strength = request.sampling.mask_strength
+    pixels = [autoencoding.decode(model, latent)[None] for latent in latents]
+    beside = [shown_beside(model, each, None, strength, start.shape) for each in pixels]
+    return replace(start, picture=torch.cat([each for each in beside if each is not None]))
 
 
 @dataclass

@@ -5,7 +5,8 @@ A family is known by its tensors' names alone, as in the WebUI 1.10.1.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -136,3 +137,18 @@ def family_of(names: Collection[str]) -> Family:
         if any(name.startswith(family.texts[-1].prefix) for name in names):
             return family
     return SD1
+
+
+# The names under which the families' VAEs went around.
+_VAE_NAMES = (
+    (re.compile(r"sdxl|xl[-_ .]?vae", re.IGNORECASE), SDXL),
+    (re.compile(r"vae-ft-(mse|ema)|kl-f8|orangemix", re.IGNORECASE), SD1),
+)
+
+
+def vae_family_of(name: str, metadata: Mapping[str, str]) -> Family | None:
+    """What a VAE file seems to belong to; all of them have the same tensors."""
+    told = metadata.get("modelspec.architecture", "").casefold()
+    if told.startswith("stable-diffusion"):
+        return SDXL if told.startswith("stable-diffusion-xl") else SD1
+    return next((family for names, family in _VAE_NAMES if names.search(name)), None)

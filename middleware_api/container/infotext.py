@@ -12,6 +12,7 @@ from middleware_api.container.hires import HiresRequest
 from middleware_api.container.request import GenerationRequest, MaskFill, MaskRequest
 from middleware_api.container.roles import Roles
 from middleware_api.container.sampling_settings import (
+    ZERO_SNR,
     NoiseSource,
     SamplingSettings,
     UniPCSettings,
@@ -19,6 +20,7 @@ from middleware_api.container.sampling_settings import (
 from middleware_api.weights_name import WeightsName
 
 VERSION = f"sd-aws-extension {__version__}"
+MASK_STRENGTH = "Conditional mask weight"  # of pictures that an inpainting model made
 _FILL_WORDS = {
     MaskFill.FILL: "fill",
     MaskFill.LATENT_NOISE: "latent noise",
@@ -40,7 +42,7 @@ def extra_params(
         extra |= _inpainting(request.start.mask)
     if request.hires is not None:
         extra |= _hires(request, request.hires, names)
-    extra |= texts
+    extra |= {name: text for name, text in texts.items() if name != MASK_STRENGTH}
     if request.refiner is not None and names.refiner is not None and request.is_refined:
         extra["Refiner"] = names.refiner.short_title
         extra["Refiner switch at"] = _number(request.refiner.switch_at)
@@ -67,6 +69,8 @@ def _sampling(request: GenerationRequest) -> dict[str, object]:
         extra["Sigma noise"] = _number(settings.noise)
     if settings.discard_penultimate and not sampler.discard_penultimate:
         extra["Discard penultimate sigma"] = True
+    if settings.schedule.zero_snr:
+        extra["Noise Schedule"] = ZERO_SNR
     if not sampler.is_on_timesteps:
         extra |= _schedule(request)
     if sampler.name == "UniPC":
@@ -184,6 +188,7 @@ def infotext(
         "Variation seed strength": _number(request.subseed_strength) if varied else None,
         "Seed resize from": "{}x{}".format(*resized) if resized else None,
         "Denoising strength": None if strength is None else _number(strength),
+        MASK_STRENGTH: texts.get(MASK_STRENGTH),
         "Clip skip": request.text.clip_skip if request.text.clip_skip > 1 else None,
         "ENSD": _ensd(request),
         "RNG": None if request.noise_source is NoiseSource.GPU else request.noise_source.value,
@@ -248,7 +253,7 @@ def info(
         "styles": list(request.styles),
         "job_timestamp": started.strftime("%Y%m%d%H%M%S"),
         "clip_skip": request.text.clip_skip,
-        "is_using_inpainting_conditioning": False,
+        "is_using_inpainting_conditioning": MASK_STRENGTH in texts,
         "version": VERSION,
         "warnings": list(warnings),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from middleware_api.container.adapters import Lora
 from middleware_api.container.checkpoint import StableDiffusion
@@ -34,7 +34,8 @@ class JobNetworks:
                 for ask in asked.hypernetworks
                 if ask.name in self._hypernetworks
             ]
-            self._patches[key] = patch_of(model, self.loras(asked), hypernetworks)
+            loras = [used for used in self.loras(asked) if not _is_foreign(used.lora, model)]
+            self._patches[key] = patch_of(model, loras, hypernetworks)
         return self._patches[key]
 
     def loras(self, asked: Networks) -> list[UsedLora]:
@@ -59,15 +60,13 @@ class JobNetworks:
         for ask in asked.hypernetworks:
             if ask.name not in self._hypernetworks:
                 found.append(_missing("Hypernetwork", ask.name, "hypernetworks"))
-        for name, count in self.patch(model, asked).unfit.items():
-            found.append(
-                f"LoRA {name}: {count} of its layers do not fit {model.name} and were left out."
-            )
+        for used in self.loras(asked):
+            found += _misfit(used.lora, model, self.patch(model, asked).unfit)
         for each in self._embeddings:
             if each.widths != _widths(model):
                 found.append(
-                    f"Embedding {each.name} was made for another kind of model than {model.name} "
-                    "and was left out."
+                    f"Embedding {each.name} was made for another kind of model than {model.name}, "
+                    f"which is of {model.family.name}: it was left out."
                 )
         return found
 
@@ -81,6 +80,30 @@ class JobNetworks:
         """By its file's name, or else by the name it was trained under."""
         named = [lora for lora in self._loras if lora.name == ask.name]
         return next(iter([*named, *(one for one in self._loras if one.alias == ask.name)]), None)
+
+
+def _misfit(lora: Lora, model: StableDiffusion, unfit: Mapping[str, int]) -> Iterator[str]:
+    """What of a LoRA this model has no place for."""
+    count = unfit.get(lora.name, 0)
+    if _is_foreign(lora, model):
+        yield (
+            f"LoRA {lora.name} was made for {lora.family} and {model.name} is of "
+            f"{model.family.name}: it was left out."
+        )
+    elif count == len(lora.layers):
+        yield (
+            f"LoRA {lora.name} was made for another kind of model than {model.name}, which is "
+            f"of {model.family.name}: it was left out."
+        )
+    elif count:
+        yield (
+            f"LoRA {lora.name}: {count} of its layers do not fit {model.name} and were left out."
+        )
+
+
+def _is_foreign(lora: Lora, model: StableDiffusion) -> bool:
+    """Whether its file names another family; a refiner counts as one of SDXL."""
+    return bool(lora.family) and not model.family.name.startswith(lora.family)
 
 
 def _widths(model: StableDiffusion) -> dict[str, int]:

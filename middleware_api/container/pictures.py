@@ -40,11 +40,15 @@ class Overlay:
 
 @dataclass(frozen=True)
 class StartPicture:
-    """A picture at the job's size; `mask` (white: make anew) is None for plain img2img."""
+    """A picture at the job's size; `mask` (white: make anew) is None for plain img2img.
+
+    `shown_mask` is what an inpainting model is shown: the mask itself, whatever the latents' is.
+    """
 
     picture: Image.Image
     mask: Image.Image | None
     overlay: Overlay | None
+    shown_mask: Image.Image | None = None
 
 
 def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
@@ -77,11 +81,12 @@ def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
         # Twice the mask: what is at least half new shows nothing of the original.
         over = ImageChops.invert(mask.point(lambda level: min(255, 2 * level)))
         overlay = _overlay(picture, over, None)
+    shown_mask = mask
     if start.mask.latent is not None:
         mask = start.mask.latent.convert("L").resize((width, height), Image.Resampling.LANCZOS)
     if start.mask.fill is not MaskFill.ORIGINAL:
         picture = fill_masked(picture, mask)
-    return StartPicture(picture, mask, overlay)
+    return StartPicture(picture, mask, overlay, shown_mask)
 
 
 def read_mask(mask: MaskRequest, size: tuple[int, int] | None) -> Image.Image:
@@ -178,6 +183,12 @@ def latent_mask(mask: Image.Image, width: int, height: int) -> Tensor:
     """1 where a latent is made anew, 0 where it is kept; shape (1, 1, height, width)."""
     small = np.asarray(mask.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
     return torch.from_numpy(np.around(small / 255))[None, None]
+
+
+def pixel_mask(mask: Image.Image) -> Tensor:
+    """1 where a pixel is made anew, 0 where it is kept; shape (1, 1, height, width)."""
+    levels = np.asarray(mask.convert("L"), dtype=np.float32)
+    return torch.from_numpy(np.around(levels / 255))[None, None]
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

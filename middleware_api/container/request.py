@@ -153,7 +153,8 @@ class GenerationRequest:
             return False
         plan = self.hires.plan if self.hires else self.plan
         switch_at = self.refiner.switch_at
-        return any(schedules.share_done(sigma) >= switch_at for sigma in plan.sigmas[:-1])
+        levels = schedules.levels_of((self.hires or self).sampling.schedule).full
+        return any(schedules.share_done(s, levels) >= switch_at for s in plan.sigmas[:-1])
 
 
 # Fields the engine does not act on: the values that ask for nothing. Anything else is warned of.
@@ -201,7 +202,7 @@ _SETTINGS_USED = {
     *("s_min_uncond", "s_min_uncond_all", "skip_early_cond", "uni_pc_variant"),
     *("uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
     *("initial_noise_multiplier", "img2img_extra_noise", "img2img_fix_steps"),
-    "enable_quantization",
+    *("enable_quantization", "inpainting_mask_weight", "sd_noise_schedule"),
 }
 _NOBODY = ("", "None", "none")
 

@@ -31,7 +31,7 @@ from middleware_api.container.euler_samplers import (
     restart,
 )
 from middleware_api.container.sampling_settings import SamplingSettings
-from middleware_api.container.schedules import ALIASES, FIFTY, FULL, SCHEDULES, Ladder, Plan
+from middleware_api.container.schedules import ALIASES, SCHEDULES, Plan
 from middleware_api.container.unipc_sampler import unipc
 from middleware_api.container.walk import Run
 
@@ -50,7 +50,8 @@ class Sampler:
 
     `plan` is set for those on LDM's timesteps, which choose their own levels: `schedule` plays no
     part for them. `second_order` ones ask for two guesses a step. `uses_ensd` marks those whose
-    parameters the WebUI gives its ENSD, `churns` those that its sigma churn is for.
+    parameters the WebUI gives its ENSD, `churns` those that its sigma churn is for. `on_fifty` ones
+    know fifty of a model's levels alone.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Sampler:
     second_order: bool = False
     churns: bool = False
     eta: Eta = Eta.NONE
-    ladder: Ladder = FULL
+    on_fifty: bool = False
 
     @property
     def is_on_timesteps(self) -> bool:
@@ -79,13 +80,14 @@ class Sampler:
         """
         if self.plan is not None:
             return self.plan(steps, encode, settings)
+        levels = schedules.levels_of(settings.schedule)
         return schedules.sigma_plan(
             self.schedule if schedule == "Automatic" else schedule,
             steps,
             encode,
             settings,
             discard_penultimate=self.discard_penultimate or settings.discard_penultimate,
-            ladder=self.ladder,
+            ladder=levels.fifty if self.on_fifty else levels.full,
         )
 
     def calls(self, steps: int) -> int:
@@ -159,7 +161,7 @@ SAMPLERS = (
     _on_timesteps("DDIM CFG++", ddim_cfgpp, ("ddim_cfgpp",), eta=Eta.DDIM),
     _on_timesteps("PLMS", plms, ("plms",)),
     Sampler("UniPC", unipc, ("unipc",), plan=schedules.unipc_plan),
-    Sampler("LCM", lcm, ("k_lcm",), ladder=FIFTY),
+    Sampler("LCM", lcm, ("k_lcm",), on_fifty=True),
 )
 
 

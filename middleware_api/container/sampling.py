@@ -27,7 +27,8 @@ class Start:
     """The latents that a pass starts from and must keep.
 
     `shape` is that of one latent, (channels, height, width). `latent` is (1 or batch, *shape),
-    None for a pass that starts from noise alone.
+    None for a pass that starts from noise alone. `picture` is what inpainting models are shown
+    beside the latents, (1 or batch, 5, height, width), None where no such model is at work.
     """
 
     shape: tuple[int, int, int]
@@ -35,6 +36,7 @@ class Start:
     mask: Tensor | None = None
     overlay: pictures.Overlay | None = None
     fill: MaskFill = MaskFill.ORIGINAL
+    picture: Tensor | None = None
 
     @staticmethod
     def of_latents(latents: Tensor) -> Start:
@@ -97,11 +99,14 @@ class _Asked:
 
     def guess(self, x: Tensor, sigma: float, cfg_share: float = 1.0) -> Guess:
         sampler = self.each.sampler
-        timestep = sampler.ladder.timestep_of(sigma)
+        ladder = self.each.plan.ladder
+        timestep = ladder.timestep_of(sigma)
         if self.settings.whole_timesteps and not sampler.is_on_timesteps:
-            timestep = sampler.ladder.nearest_timestep(sigma)
+            timestep = ladder.nearest_timestep(sigma)
         level = timestep if sampler.is_on_timesteps else sigma  # so the WebUI compares them
-        moment = Moment(sigma, timestep, self.calls, cfg_share, self._is_guided(level))
+        moment = Moment(
+            sigma, timestep, self.calls, cfg_share, self._is_guided(level), self.start.picture
+        )
         self.calls += 1
         if not sampler.is_on_timesteps:
             guess = self.each.denoise(x, moment)

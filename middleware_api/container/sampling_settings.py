@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields
 
+ZERO_SNR = "Zero Terminal SNR"
 _ETA_MAX = 10.0
 _CHURN_MAX = 1000.0
 _NOISE_MAX = 10.0
@@ -30,7 +31,8 @@ class NoiseSource(Enum):
 class ScheduleSettings:
     """The ends of the schedules and their shapes; 0 leaves each schedule its own.
 
-    `old_karras` are the ends 0.1 and 10 that early WebUIs had.
+    `old_karras` are the ends 0.1 and 10 that early WebUIs had. `zero_snr`: the levels go up until
+    nothing of the picture is left. `for_xl`: as SDXL's own where a schedule has such.
     """
 
     sigma_min: float = 0.0
@@ -39,6 +41,8 @@ class ScheduleSettings:
     old_karras: bool = False
     beta_alpha: float = 0.6
     beta_beta: float = 0.6
+    zero_snr: bool = False
+    for_xl: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class SamplingSettings:
     `eta` is the caller's own for every sampler; None leaves it to the setting of each family.
     `initial_noise` multiplies img2img's noise; `extra_noise` is added to whatever a picture is
     given for. `exact_steps` take all of img2img's steps, however faint. `whole_timesteps` are what
-    k-diffusion calls quantized.
+    k-diffusion calls quantized. `mask_strength` is how much an inpainting model's mask hides from
+    it.
     """
 
     eta: float | None = None
@@ -94,9 +99,16 @@ class SamplingSettings:
     exact_steps: bool = False
     whole_timesteps: bool = False
     eta_delta: int = 0
+    mask_strength: float = 1.0
     guidance: GuidanceSettings = GuidanceSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     unipc: UniPCSettings = UniPCSettings()
+
+    def fitted(self, *, zero_snr: bool, for_xl: bool) -> SamplingSettings:
+        """The same for a model that is of this kind."""
+        own = self.schedule
+        schedule = replace(own, zero_snr=own.zero_snr or zero_snr, for_xl=for_xl)
+        return replace(self, schedule=schedule)
 
 
 def parse_sampling(fields: Fields, settings: Fields) -> SamplingSettings:
@@ -123,6 +135,7 @@ def parse_sampling(fields: Fields, settings: Fields) -> SamplingSettings:
         exact_steps=settings.flag("img2img_fix_steps"),
         whole_timesteps=settings.flag("enable_quantization"),
         eta_delta=settings.integer("eta_noise_seed_delta", 0, -_SEED_MAX, _SEED_MAX),
+        mask_strength=settings.number("inpainting_mask_weight", 1, 0, 1),
         guidance=GuidanceSettings(
             fields.number("s_min_uncond", settings.number("s_min_uncond", 0, 0, 1000), 0, 1000),
             settings.flag("s_min_uncond_all"),
@@ -152,6 +165,7 @@ def _schedule(settings: Fields) -> ScheduleSettings:
         settings.flag("use_old_karras_scheduler_sigmas"),
         settings.number("beta_dist_alpha", 0.6, 0.01, 10),
         settings.number("beta_dist_beta", 0.6, 0.01, 10),
+        _choice(settings, "sd_noise_schedule", ("Default", ZERO_SNR)) == ZERO_SNR,
     )
 
 

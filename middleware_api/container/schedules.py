@@ -1,4 +1,4 @@
-"""Noise levels: SD 1.x's thousand, and the few of them that a sampler visits.
+"""The few of a model's noise levels that a sampler visits.
 
 Levels are k-diffusion's sigmas (Karras et al. 2022, https://arxiv.org/abs/2206.00364): the
 standard deviation of the noise added to a latent of unit scale. Computed in double precision,
@@ -16,74 +16,39 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special  # type: ignore[import-untyped]
 
 from middleware_api.container.errors import BadRequest
+from middleware_api.container.noise_levels import (
+    STANDARD,
+    TRAIN_STEPS,
+    ZERO_SNR,
+    Ladder,
+    Levels,
+    ModelLevels,
+)
 from middleware_api.container.sampling_settings import (
     SamplingSettings,
     ScheduleSettings,
     UniPCSettings,
 )
 
-Levels = npt.NDArray[np.float64]
-
-TRAIN_STEPS = 1000
-ALPHAS_CUMPROD: Levels = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, TRAIN_STEPS) ** 2)
-_HALF_LOG_ALPHAS: Levels = 0.5 * np.log(ALPHAS_CUMPROD)
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """Rising noise levels that a sampler's model knows, and the timesteps they stand for."""
-
-    sigmas: Levels
-    timesteps: Levels
-    only_whole: bool = False
-
-    @property
-    def lowest(self) -> float:
-        return float(self.sigmas[0])
-
-    @property
-    def highest(self) -> float:
-        return float(self.sigmas[-1])
-
-    def sigma_of(self, timestep: npt.ArrayLike) -> Levels:
-        """Noise level of a timestep; between two, interpolated in the logarithm."""
-        wanted = np.asarray(timestep, dtype=np.float64)
-        return np.asarray(np.exp(np.interp(wanted, self.timesteps, np.log(self.sigmas))))
-
-    def timestep_of(self, sigma: float) -> float:
-        """The timestep, fractional unless `only_whole`, at which the model takes this level."""
-        if self.only_whole:
-            return self.nearest_timestep(sigma)
-        return float(np.interp(math.log(sigma), np.log(self.sigmas), self.timesteps))
-
-    def nearest_timestep(self, sigma: float) -> float:
-        """The whole timestep whose level is the nearest in the logarithm."""
-        distances = np.abs(np.log(self.sigmas) - math.log(sigma))
-        return float(self.timesteps[np.argmin(distances)])
-
-
-def _levels_of(alphas: Levels) -> Levels:
-    return np.sqrt((1 - alphas) / alphas)
-
-
-FULL = Ladder(_levels_of(ALPHAS_CUMPROD), np.arange(TRAIN_STEPS, dtype=np.float64))
+FULL, FIFTY = STANDARD.full, STANDARD.fifty
 SIGMAS = FULL.sigmas
 SIGMA_MIN, SIGMA_MAX = FULL.lowest, FULL.highest
-
-# Latent consistency models are distilled at fifty of the timesteps: 19, 39, ... 999.
-FIFTY = Ladder(_levels_of(ALPHAS_CUMPROD[19::20]), FULL.timesteps[19::20], only_whole=True)
 
 sigma_of = FULL.sigma_of
 timestep_of = FULL.timestep_of
 
 
-def share_done(sigma: float) -> float:
+def share_done(sigma: float, ladder: Ladder = FULL) -> float:
     """How much of the model's thousand levels lies behind this one, 0..1 (the WebUI's rule)."""
-    return float(TRAIN_STEPS - 1 - np.argmin(np.abs(SIGMAS - sigma))) / TRAIN_STEPS
+    return float(TRAIN_STEPS - 1 - np.argmin(np.abs(ladder.sigmas - sigma))) / TRAIN_STEPS
+
+
+def levels_of(settings: ScheduleSettings) -> ModelLevels:
+    """All that a model knows which was trained like this."""
+    return ZERO_SNR if settings.zero_snr else STANDARD
 
 
 @dataclass(frozen=True)
@@ -145,12 +110,13 @@ def _kl_optimal(steps: int, ends: _Ends) -> list[float]:
     return [*map(float, np.tan(angles))]
 
 
-# The paper's table for SD 1.5.
+# The paper's tables for SD 1.5 and for SDXL.
 _ALIGNED = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+_ALIGNED_XL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 
 
 def _align_your_steps(steps: int, ends: _Ends) -> list[float]:
-    rising = np.log(_ALIGNED[::-1])
+    rising = np.log((_ALIGNED_XL if ends.settings.for_xl else _ALIGNED)[::-1])
     places = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(rising)), rising)
     return _closed(np.exp(places)[::-1])
 
@@ -197,6 +163,7 @@ class Plan:
     levels, n steps), and its result is multiplied by `final_scale`. `asked_steps` are those the
     caller wanted, from which the levels may differ. `span` are the lowest and highest level that
     a Brownian path is drawn between, `solver_span` those of the solvers that place their own.
+    `ladder` are all the levels that the model knows.
     """
 
     sigmas: tuple[float, ...]
@@ -206,6 +173,7 @@ class Plan:
     final_scale: float = 1.0
     span: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)
     solver_span: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)
+    ladder: Ladder = FULL
 
     @property
     def steps(self) -> int:
@@ -250,7 +218,7 @@ def sigma_plan(
         start = sigmas[0]
         scale = math.sqrt(1 + start**2) if settings.sgm_noise else start
         whole = (ladder.lowest, ladder.highest)
-        return Plan(tuple(sigmas), scale, steps, span=span, solver_span=whole)
+        return Plan(tuple(sigmas), scale, steps, span=span, solver_span=whole, ladder=ladder)
     # Some schedules do not have as many levels as were asked for.
     sigmas = sigmas[min(steps - encode - 1, len(sigmas) - 2) :]
     return Plan(
@@ -259,6 +227,7 @@ def sigma_plan(
         asked_steps=len(sigmas) - 1,
         span=span,
         solver_span=(sigmas[-2], sigmas[0]),
+        ladder=ladder,
     )
 
 
@@ -281,41 +250,43 @@ def ddim_plan(steps: int, encode: int | None, settings: SamplingSettings) -> Pla
 
     The WebUI walks between these, one step fewer than there are, and leaves the rest of the noise.
     """
-    timesteps = _ldm_timesteps(steps, settings)
+    timesteps, known = _ldm_timesteps(steps, settings), levels_of(settings.schedule)
     if encode is None:
-        return _variance_preserving(sigma_of(timesteps[::-1]), steps, None)
+        return _variance_preserving(known, known.full.sigma_of(timesteps[::-1]), steps, None)
     start = min(encode, len(timesteps) - 1)
     path = timesteps[:start][::-1] or timesteps[:1]
-    return _variance_preserving(sigma_of(path), encode + 1, timesteps[start])
+    levels = known.full.sigma_of(path)
+    return _variance_preserving(known, levels, encode + 1, timesteps[start])
 
 
 def unipc_plan(steps: int, encode: int | None, settings: SamplingSettings) -> Plan:
     """For UniPC: spaced as its settings say, down to timestep 0, as many as LDM's timesteps."""
-    timesteps = _ldm_timesteps(steps, settings)
+    timesteps, known = _ldm_timesteps(steps, settings), levels_of(settings.schedule)
     if encode is None:
-        levels = _unipc_levels(TRAIN_STEPS - 1, len(timesteps), settings.unipc)
-        return _variance_preserving(levels, steps, None)
+        levels = _unipc_levels(known, TRAIN_STEPS - 1, len(timesteps), settings.unipc)
+        return _variance_preserving(known, levels, steps, None)
     start = min(max(1, encode), len(timesteps) - 1)
-    levels = _unipc_levels(timesteps[start - 1], max(1, start), settings.unipc)
-    return _variance_preserving(levels, encode + 1, timesteps[start])
+    levels = _unipc_levels(known, timesteps[start - 1], max(1, start), settings.unipc)
+    return _variance_preserving(known, levels, encode + 1, timesteps[start])
 
 
-def _unipc_levels(first: float, steps: int, settings: UniPCSettings) -> Levels:
+def _unipc_levels(known: ModelLevels, first: float, steps: int, settings: UniPCSettings) -> Levels:
     """In UniPC's own time, where timestep t is (t + 1) / 1000, from timestep `first` to 0."""
     begin, end = (first + 1) / TRAIN_STEPS, 1 / TRAIN_STEPS
     if settings.skip_type == "logSNR":
-        highest, lowest = (math.log(_unipc_sigma(time)) for time in (begin, end))
+        highest, lowest = (math.log(_unipc_sigma(known, time)) for time in (begin, end))
         return np.asarray(np.exp(np.linspace(highest, lowest, steps + 1)))
     if settings.skip_type == "time_quadratic":
         times = np.linspace(math.sqrt(begin), math.sqrt(end), steps + 1) ** 2
     else:
         times = np.linspace(begin, end, steps + 1)
-    return np.array([_unipc_sigma(time) for time in times])
+    return np.array([_unipc_sigma(known, time) for time in times])
 
 
-def _unipc_sigma(time: float) -> float:
+def _unipc_sigma(known: ModelLevels, time: float) -> float:
     """Between timesteps UniPC interpolates the logarithm of the latent's share, not the level's."""
-    half_log = np.interp(time * TRAIN_STEPS - 1, np.arange(TRAIN_STEPS), _HALF_LOG_ALPHAS)
+    half_logs = 0.5 * np.log(known.alphas)
+    half_log = np.interp(time * TRAIN_STEPS - 1, np.arange(TRAIN_STEPS), half_logs)
     return math.sqrt(math.expm1(-2 * float(half_log)))
 
 
@@ -325,7 +296,9 @@ def _ldm_timesteps(steps: int, settings: SamplingSettings) -> list[int]:
     return [min(t + 1, TRAIN_STEPS - 1) for t in range(0, TRAIN_STEPS, stride)]
 
 
-def _variance_preserving(levels: Levels, asked_steps: int, noised_at: int | None) -> Plan:
+def _variance_preserving(
+    known: ModelLevels, levels: Levels, asked_steps: int, noised_at: int | None
+) -> Plan:
     """A plan for samplers defined on x*sqrt(a) + noise*sqrt(1-a), in k-diffusion's scale.
 
     Dividing by sqrt(a) turns one into the other. `noised_at` is the timestep to whose level an
@@ -335,14 +308,16 @@ def _variance_preserving(levels: Levels, asked_steps: int, noised_at: int | None
     start_alpha = 1 / (1 + sigmas[0] ** 2)
     final = math.sqrt(1 / (1 + sigmas[-1] ** 2))
     if noised_at is None:
-        return Plan(sigmas, 1 / math.sqrt(start_alpha), asked_steps, final_scale=final)
-    alpha = float(ALPHAS_CUMPROD[noised_at])
+        scale = 1 / math.sqrt(start_alpha)
+        return Plan(sigmas, scale, asked_steps, final_scale=final, ladder=known.full)
+    alpha = float(known.alphas[noised_at])
     return Plan(
         sigmas,
         noise_scale=math.sqrt((1 - alpha) / start_alpha),
         asked_steps=asked_steps,
         image_scale=math.sqrt(alpha / start_alpha),
         final_scale=final,
+        ladder=known.full,
     )
 
 
