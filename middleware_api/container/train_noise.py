@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from middleware_api.container.noise_levels import STANDARD, TRAIN_STEPS, ZERO_SNR
 from middleware_api.container.prediction import Prediction
-from middleware_api.container.schedules import ALPHAS_CUMPROD, TRAIN_STEPS, Levels
 from middleware_api.training_fields import TrainSettings
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -38,8 +37,8 @@ class NoiseLoss:
     ) -> None:
         self._settings, self._device = settings, device
         self._velocity = prediction is Prediction.VELOCITY
-        alphas = _without_rest(ALPHAS_CUMPROD) if zero_snr else ALPHAS_CUMPROD
-        self._alphas = torch.tensor(alphas, dtype=torch.float32, device=device)
+        levels = ZERO_SNR if zero_snr else STANDARD
+        self._alphas = torch.tensor(levels.alphas, dtype=torch.float32, device=device)
 
     def __call__(
         self, latents: Tensor, predict: Predict, shares: Shares, generator: torch.Generator
@@ -86,13 +85,6 @@ class NoiseLoss:
             return torch.ones_like(alpha)
         snr = alpha / (1 - alpha)
         return snr.clamp(max=gamma) / (snr + 1 if self._velocity else snr)
-
-
-def _without_rest(alphas: Levels) -> Levels:
-    """Lin et al. 2023, arXiv 2305.08891, algorithm 1."""
-    roots = np.sqrt(alphas)
-    stretched = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
-    return np.asarray(stretched**2)
 
 
 def prior_weight(settings: TrainSettings, epoch: int) -> float:
