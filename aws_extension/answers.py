@@ -255,6 +255,14 @@ class Fields:
             raise self._fault(name, value)
         return tuple(value)
 
+    def pairs(self, name: str) -> tuple[tuple[int, float], ...]:
+        """A list of pairs of a whole number and a number; absent means none."""
+        value = self._raw.get(name)
+        try:
+            return tuple((int(first), float(second)) for first, second in value or ())
+        except (TypeError, ValueError) as fault:
+            raise self._fault(name, value) from fault
+
     def objects(self, name: str) -> list[Fields]:
         """A list of objects; absent means none."""
         value = self._raw.get(name)

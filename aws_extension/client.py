@@ -31,6 +31,7 @@ from aws_extension.errors import (
     ServerFault,
     UnexpectedAnswer,
 )
+from aws_extension.training_calls import TrainingCalls
 from middleware_api.contract import (
     BODY_MAX_BYTES,
     CURSOR_HEADER,
@@ -142,6 +143,11 @@ class CloudClient(CheckpointCalls):
         Fields(http.decode(self._call("GET", "/inference/test-connection")), "Success").text(
             "message"
         )
+
+    @property
+    def training(self) -> TrainingCalls:
+        """The rows of models, data sets and training jobs."""
+        return TrainingCalls(self._call)
 
     # Endpoints
 
