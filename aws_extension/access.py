@@ -19,6 +19,7 @@ from aws_extension.known_hashes import KnownHashes
 from aws_extension.model_needs import LocalModels, NoModels
 from aws_extension.settings import Connection, SettingsStore
 from aws_extension.signed_urls import UrlSeal
+from aws_extension.train_preparation import TrainPreparations
 from aws_extension.upload_queue import UploadQueue
 
 THUMBNAIL_PIXELS = 256
@@ -44,6 +45,7 @@ class CloudAccess:
         self.local_models = local_models
         self.hashes = KnownHashes(store.folder / "uploads")
         self.uploads = UploadQueue(self.client, store.folder / "uploads", self.hashes)
+        self.preparations = TrainPreparations(self.client, store.folder / "uploads", self.hashes)
         self.seal = UrlSeal()
         self.collected = CollectedJobs(store.folder / "collected")
         self._adapter = adapter
@@ -96,11 +98,14 @@ class CloudAccess:
                 self._thumbnails.move_to_end(key)
                 return self._thumbnails[key]
         small = _shrink(self.picture(job_id, 0, user))
+        self._keep(key, small)
+        return small
+
+    def _keep(self, key: tuple[str, str], content: bytes) -> None:
         with self._lock:
-            self._thumbnails[key] = small
+            self._thumbnails[key] = content
             while len(self._thumbnails) > THUMBNAILS_KEPT:
                 self._thumbnails.popitem(last=False)
-        return small
 
     def model_picture(self, path: Path) -> bytes:
         """A picture beside a weights file as a small JPEG. Raises CloudError."""
@@ -112,8 +117,7 @@ class CloudAccess:
             small = _shrink(path.read_bytes())
         except OSError as fault:
             raise NotFound(f"'{path.name}' cannot be read.", 404) from fault
-        with self._lock:
-            self._thumbnails[key] = small
+        self._keep(key, small)
         return small
 
     def picture(self, job_id: str, index: int, user: str) -> bytes:
@@ -123,6 +127,20 @@ class CloudAccess:
         if not 0 <= index < len(urls):
             raise NotFound(f"Job {job_id[:8]} has no picture number {index + 1}.", 404)
         return client.download(urls[index])
+
+    def train_sample(self, job_id: str, index: int, user: str) -> bytes:
+        """A sample picture of a training. Raises CloudError."""
+        key = (user, f"{job_id} {index}")
+        with self._lock:
+            if key in self._thumbnails:
+                return self._thumbnails[key]
+        client = self.glance(user)
+        samples = client.training.look(job_id).samples
+        if not 0 <= index < len(samples):
+            raise NotFound(f"Training {job_id[:8]} has no sample picture {index + 1}.", 404)
+        content = client.download(samples[index].url)
+        self._keep(key, content)
+        return content
 
     def preview(self, job_id: str, user: str) -> bytes:
         """What a running job's picture looks like now, a small JPEG. Raises CloudError."""

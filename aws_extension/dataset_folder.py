@@ -45,8 +45,8 @@ def send_folder(
     files = _files(folder)
     if len(files) > FILES_MAX:
         raise UploadFailed(
-            f"'{folder}' has {len(files)} pictures and captions; a data set holds {FILES_MAX}. Make "
-            "several folders of it."
+            f"'{folder}' has {len(files)} pictures and captions; a data set holds {FILES_MAX}. "
+            "Make several folders of it."
         )
     for file in files:
         if not is_valid_name(file.name):

@@ -18,6 +18,11 @@ class FolderModels:
 
     folder: Path
 
+    @property
+    def dreambooth_folder(self) -> Path | None:
+        """As the WebUI's."""
+        return self.folder / "dreambooth"
+
     def of(self, kind: CheckpointType) -> tuple[LocalFile, ...]:
         """The files of one kind; none where there is no such folder."""
         found = []

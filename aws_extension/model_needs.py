@@ -104,12 +104,18 @@ class LocalFile:
 class LocalModels(Protocol):
     """What this machine has."""
 
+    @property
+    def dreambooth_folder(self) -> Path | None:
+        """Where the Dreambooth extension keeps its models, if it has ever been here."""
+
     def of(self, kind: CheckpointType) -> Sequence[LocalFile]:
         """The files of one kind."""
 
 
 class NoModels:
     """A machine without weights files."""
+
+    dreambooth_folder = None
 
     def of(self, kind: CheckpointType) -> tuple[LocalFile, ...]:
         """None."""

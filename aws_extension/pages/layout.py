@@ -6,7 +6,7 @@ import gradio as gr
 
 from aws_extension.access import CloudAccess
 from aws_extension.errors import CloudError
-from aws_extension.pages import connection, endpoints, jobs, merge, models
+from aws_extension.pages import connection, endpoints, jobs, merge, models, training
 from aws_extension.pages.host import Host
 
 
@@ -29,5 +29,7 @@ def build_pages(access: CloudAccess, host: Host) -> None:
         models.build(access)
     with gr.Tab("Jobs", id="jobs", elem_id="sdaws_tab_jobs"):
         jobs.build(access, host)
+    with gr.Tab("Training", id="training", elem_id="sdaws_tab_training"):
+        training.build(access)
     with gr.Tab("Merge", id="merge", elem_id="sdaws_tab_merge"):
         merge.build(access)

@@ -9,9 +9,9 @@ from aws_extension.access import CloudAccess
 from aws_extension.answers import InferenceJob
 
 # Relative to the page, for hosts that are not at the root of their address.
-STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD = (
+STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD, SAMPLE = (
     "sdaws/state", "sdaws/thumbnail", "sdaws/preview", "sdaws/picture", "sdaws/model",
-    "sdaws/upload",
+    "sdaws/upload", "sdaws/sample",
 )  # fmt: skip
 
 
@@ -37,6 +37,12 @@ def preview(access: CloudAccess, job: InferenceJob, user: str) -> str:
 def picture(access: CloudAccess, job: InferenceJob, index: int, user: str) -> str:
     """A finished job's picture as it was made."""
     return access.seal.sign(f"{PICTURE}/{job.id}", {"user": user, "index": str(index)})
+
+
+def train_sample(access: CloudAccess, job_id: str, index: int, step: int, user: str) -> str:
+    """A sample picture of a training; `step` makes the link its own."""
+    query = {"user": user, "index": str(index), "step": str(step)}
+    return access.seal.sign(f"{SAMPLE}/{job_id}", query)
 
 
 def model_picture(access: CloudAccess, path: Path) -> str:

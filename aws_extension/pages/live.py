@@ -15,7 +15,16 @@ from fastapi.responses import JSONResponse
 
 from aws_extension.access import CloudAccess
 from aws_extension.errors import ApiError, CloudError
-from aws_extension.pages import browser_uploads, endpoints, html, jobs, links, merge, models
+from aws_extension.pages import (
+    browser_uploads,
+    endpoints,
+    html,
+    jobs,
+    links,
+    merge,
+    models,
+    training,
+)
 from aws_extension.signed_urls import LINK_SECONDS, LinkRefused
 
 Asked = Annotated[dict[str, Any], Body()]
@@ -26,6 +35,9 @@ READERS: dict[str, Reader] = {
     "endpoints": endpoints.read_all,
     "models": models.read_all,
     "merge": merge.read_one,
+    "trainings": training.read_page,
+    "training": training.read_one,
+    "training_models": training.read_models,
 }
 _UNSIGNED = "seen"
 _MAY_KEEP = {"Cache-Control": f"private, max-age={LINK_SECONDS}"}
@@ -81,6 +93,16 @@ def add_routes(app: FastAPI, access: CloudAccess) -> None:
             path,
             request,
             lambda query: access.picture(job_id, int(query["index"]), query["user"]),
+        )
+
+    @app.get(f"/{links.SAMPLE}/{{job_id}}", include_in_schema=False)
+    def train_sample(job_id: str, request: Request) -> Response:
+        path = f"{links.SAMPLE}/{job_id}"
+        return _picture(
+            access,
+            path,
+            request,
+            lambda query: access.train_sample(job_id, int(query["index"]), query["user"]),
         )
 
     @app.get(f"/{links.MODEL}", include_in_schema=False)

@@ -26,6 +26,12 @@ class HostModels:
     def __init__(self) -> None:
         self._listed: dict[CheckpointType, tuple[LocalFile, ...]] = {}
 
+    @property
+    def dreambooth_folder(self) -> Path:
+        """Where the Dreambooth extension keeps its models."""
+        chosen = getattr(shared.cmd_opts, "dreambooth_models_path", None)
+        return Path(chosen or os.path.join(paths.models_path, "dreambooth"))
+
     def of(self, kind: CheckpointType) -> tuple[LocalFile, ...]:
         """The files of one kind; none where the host lacks that part."""
         if kind not in self._listed:
