@@ -23,11 +23,28 @@
         box.dispatchEvent(new Event("input", { bubbles: true }));
     }
 
+    // What was trained goes where pictures are made: the checkpoint is chosen there, or the LoRA's
+    // tag is put into the prompt.
+    function useTrained(name, tag) {
+        if (tag) {
+            const prompt = document.querySelector("#txt2img_prompt textarea, #sdaws_prompt textarea");
+            if (!prompt.value.includes(tag)) write(prompt, `${prompt.value} ${tag}`.trim());
+        }
+        const box = inputOf("script_txt2img_cloud_use") || inputOf("sdaws_use");
+        write(box, `${tag ? "lora" : "checkpoint"} ${name} ${Date.now()}`);
+        if (window.switch_to_txt2img) window.switch_to_txt2img();
+        else document.querySelector("#sdaws_tab_generate-button")?.click();
+    }
+
     // Buttons and cards of our own HTML: see the attributes in pages/html.py.
     document.addEventListener("click", (event) => {
         const pressed = event.target.closest && event.target.closest("button");
         if (!pressed) return;
         const { sdawsSend, sdawsOrder, sdawsAsk, sdawsKeep, sdawsCopy, sdawsPicked } = pressed.dataset;
+        if (pressed.dataset.sdawsUse !== undefined) {
+            useTrained(pressed.dataset.sdawsUse, pressed.dataset.sdawsTag);
+            return;
+        }
         const around = pressed.closest(".sdaws-askable");
         if (sdawsPicked !== undefined) {
             const picked = [...document.querySelectorAll("[data-sdaws-pick]:checked")];

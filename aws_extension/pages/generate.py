@@ -149,6 +149,8 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
                 checkpoint = gr.Dropdown([], label="Checkpoint", elem_id="sdaws_checkpoint")
                 endpoint = gr.Dropdown([ANY_ENDPOINT], value=ANY_ENDPOINT, label="Endpoint")
             reload = gr.Button("Refresh the lists", size="sm", elem_id="sdaws_lists")
+            # On the page, but out of sight: sdaws.js writes what was trained.
+            use = gr.Textbox(label="Use", elem_id="sdaws_use", elem_classes=["sdaws-away"])
             with gr.Row():
                 sampler = gr.Dropdown(SAMPLERS, value=SAMPLERS[0], label="Sampler")
                 seed = gr.Number(-1, precision=0, label="Seed (-1: another each time)")
@@ -231,6 +233,10 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
             gr.update(choices=endpoints, value=keep_or_first(place, endpoints)),
         )
 
+    def use_trained(text: str, chosen: str | None, place: str | None) -> tuple[Any, Any]:
+        kind, _, rest = text.partition(" ")
+        return lists(rest.rpartition(" ")[0] if kind == "checkpoint" else chosen, place)
+
     def fit_size(name: str | None) -> tuple[Any, Any]:
         if name and name.startswith(DEMO_PREFIX):
             return gr.update(value=DEMO_SIZE), gr.update(value=DEMO_SIZE)
@@ -253,5 +259,6 @@ def build(access: CloudAccess, blocks: gr.Blocks) -> None:
     cancel.click(stop, job_id, None, queue=False)
     blocks.load(lists, [checkpoint, endpoint], [checkpoint, endpoint])
     reload.click(lists, [checkpoint, endpoint], [checkpoint, endpoint])
+    use.input(use_trained, [use, checkpoint, endpoint], [checkpoint, endpoint])
     checkpoint.change(fit_size, checkpoint, [width, height])
     gallery.select(select, infotexts, infotext)

@@ -116,9 +116,7 @@ def find_measured(client: CloudClient, jobs: tuple[TrainJob, ...]) -> dict[str, 
 def tell(told: Estimate, pictures: int) -> str:
     """How long and how dear, in a line."""
     if not pictures:
-        return html.words(
-            "Choose the pictures, and this tells how long it takes and what it costs."
-        )
+        return html.words("Choose the pictures, and this tells time and cost.")
     counted = ("Pictures:", Value(f"{pictures},"), "steps:", Value(f"{told.steps:,}."))
     if told.seconds is None:
         unknown = "How long that takes is known after the first training on this machine."
@@ -264,9 +262,13 @@ class _Page:
     form: Form
 
     def lists(
-        self, known: Known, base: str | None, saved: str | None, *chosen: str | None,
+        self,
         request: gr.Request,
-    ) -> tuple[Any, ...]:  # fmt: skip
+        known: Known,
+        base: str | None,
+        saved: str | None,
+        *chosen: str | None,
+    ) -> tuple[Any, ...]:
         """Everything that the page offers, and its newest jobs."""
         configs = list(saved_settings(self.access.local_models().dreambooth_folder))
         try:
@@ -325,7 +327,7 @@ class _Page:
         watch = links.watch(self.access, "training", user, query) if shown.is_busy else ""
         return html.listing(shown, READ_ONE, watch, kind="sdaws-single")
 
-    def count(self, *places: str, request: gr.Request) -> int:
+    def count(self, request: gr.Request, *places: str) -> int:
         """Pictures in all chosen data sets and folders; those that cannot be read count none."""
         found = 0
         for dataset, folder in zip(places[::2], places[1::2]):  # noqa: B905 - they are pairs
@@ -373,15 +375,20 @@ class _Page:
         found = saved_settings(self.access.local_models().dreambooth_folder)
         if name not in found:
             raise UploadFailed(
-                f"The Dreambooth extension has saved no settings for '{name or ''}' here. Press its "
-                "“Save Settings” first, or enter the path of a db_config.json."
+                f"The Dreambooth extension has saved no settings for '{name or ''}' here. Press "
+                "its “Save Settings” first, or enter the path of a db_config.json."
             )
         return found[str(name)]
 
     def train(
-        self, known: Known, label: str | None, offer: str | None, imported: Mapping[str, Any],
-        *values: Any, request: gr.Request,
-    ) -> tuple[str, str]:  # fmt: skip
+        self,
+        request: gr.Request,
+        known: Known,
+        label: str | None,
+        offer: str | None,
+        imported: Mapping[str, Any],
+        *values: Any,
+    ) -> tuple[str, str]:
         """Begin: what has to be uploaded or made first is."""
         base = known.bases.get(label or "")
         if base is None:

@@ -86,7 +86,7 @@ def build_concepts() -> list[list[Any]]:
                 instance = gr.Textbox(
                     label="Prompt of these pictures",
                     placeholder="photo of sks dog",
-                    info="A rare word (sks) names what is new. [filewords] is the picture's caption",
+                    info="A rare word (sks) names what is new. [filewords]: its own caption",
                     max_lines=1,
                     elem_id=f"sdaws_training_instance_{number}",
                 )
@@ -208,7 +208,7 @@ def read_form(values: Sequence[Any], imported: Mapping[str, Any]) -> Read:
                 {
                     **(known if isinstance(known, dict) else {}),
                     "instance_data_dir": place,
-                    **{name: value for name, value in zip(_OF_CONCEPT, texts)},  # noqa: B905
+                    **dict(zip(_OF_CONCEPT, texts)),  # noqa: B905
                 }
             )
     return Read(config, tuple(concepts))

@@ -72,9 +72,8 @@ def _card(job: TrainJob) -> str:
         short = job.error if len(job.error) < 200 else f"{job.error[:200]}…"
         parts.append(html.notice("bad", Value(short)))
     parts.append(html.facts(*_facts(job)))
-    parts.append(
-        f"<div class='sdaws-buttons'>{html.send_button('Open', ORDER, f'open {job.id}')}</div>"
-    )
+    look = html.send_button("Open", ORDER, f"open {job.id}")
+    parts.append(f"<div class='sdaws-buttons'>{look}</div>")
     return f"<div class='sdaws-panel'>{''.join(parts)}</div>"
 
 

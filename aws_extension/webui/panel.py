@@ -99,6 +99,7 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
         refused = gr.Textbox(
             label="Refused", elem_id=self.elem_id("refused"), elem_classes=["sdaws-away"]
         )
+        use = gr.Textbox(label="Use", elem_id=self.elem_id("use"), elem_classes=["sdaws-away"])
         upload_now = gr.Checkbox(False, visible=False, elem_id=self.elem_id("upload_now"))
         inputs, outputs = [checkpoint, endpoint], [checkpoint, endpoint, status]
         # The tick alone does not open an accordion of the WebUI, and the choices are inside.
@@ -106,6 +107,8 @@ class CloudPanel(scripts.Script):  # type: ignore[misc]  # the host's class has 
             lambda on: gr.update(open=on), enabled, enabled.accordion, show_progress="hidden"
         )
         refresh.click(read_lists, inputs, outputs, show_progress="hidden")
+        # The Training page's “Use it in txt2img”.
+        use.input(use_trained, [use, *inputs], [enabled, *outputs], show_progress="hidden")
         enabled.change(read_lists_when, [enabled, *inputs], outputs, show_progress="hidden")
         for control in (checkpoint, upload_missing, refused):
             control.change(
@@ -176,6 +179,16 @@ def read_lists(checkpoint: str | None, endpoint: str | None) -> tuple[Any, Any, 
         gr.update(choices=names, value=_same_or_first(endpoint, names)),
         line,
     )
+
+
+def use_trained(
+    text: str, checkpoint: str | None, endpoint: str | None
+) -> tuple[Any, Any, Any, str]:
+    """Switch the cloud on for what was trained, and choose it if it is a checkpoint."""
+    kind, _, rest = text.partition(" ")
+    name = rest.rpartition(" ")[0]
+    wanted = name if kind == "checkpoint" else checkpoint
+    return gr.update(value=True), *read_lists(wanted, endpoint)
 
 
 def prefetch(enabled: bool, checkpoint: str | None, endpoint: str | None) -> None:
