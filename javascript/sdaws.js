@@ -33,8 +33,17 @@
         const box = inputOf("script_txt2img_cloud_use") || inputOf("sdaws_use");
         write(box, `${tag ? "lora" : "checkpoint"} ${name} ${Date.now()}`);
         if (window.switch_to_txt2img) window.switch_to_txt2img();
-        else document.querySelector("#sdaws_tab_generate-button")?.click();
+        else window.sdawsOpenTab("sdaws_tab_generate");
     }
+
+    // Presses the button of the tab whose content has that id.
+    window.sdawsOpenTab = (id) => {
+        const content = document.getElementById(id);
+        const around = content?.parentElement;
+        const contents = [...(around?.children || [])].filter((one) => one.matches(".tabitem"));
+        const buttons = [...(around?.querySelectorAll(":scope > .tab-nav > button") || [])];
+        buttons[contents.indexOf(content)]?.click();
+    };
 
     // Buttons and cards of our own HTML: see the attributes in pages/html.py.
     document.addEventListener("click", (event) => {

@@ -18,10 +18,8 @@
     }
 
     function openTraining(model) {
-        const buttons = [...document.querySelectorAll("#tabs > .tab-nav > button")];
-        const panels = [...document.querySelectorAll("#tabs > .tabitem")];
-        buttons[panels.findIndex((panel) => panel.id === "tab_sdaws_cloud")]?.click();
-        document.querySelector("#sdaws_tab_training-button")?.click();
+        window.sdawsOpenTab("tab_sdaws_cloud");
+        window.sdawsOpenTab("sdaws_tab_training");
         const box = document.querySelector("#sdaws_training_wanted textarea, #sdaws_training_wanted input");
         box.value = model;
         box.dispatchEvent(new Event("input", { bubbles: true }));
@@ -29,13 +27,11 @@
 
     setInterval(() => {
         const train = document.querySelector(`${TAB} #db_train`);
-        if (!train || document.querySelector("#sdaws_dreambooth")) return;
-        const button = document.createElement("button");
+        const made = document.querySelector("#sdaws_dreambooth_button");
+        if (!train || !made || document.querySelector("#sdaws_dreambooth")) return;
+        const button = made.content.firstElementChild.cloneNode(true);
         button.id = "sdaws_dreambooth";
-        button.type = "button";
         button.className = train.className;
-        button.textContent = "Train in the cloud";
-        button.title = "With the settings that were saved last";
         button.addEventListener("click", () => openTraining(chosenModel(document.querySelector(TAB))));
         train.after(button);
     }, LOOK_MS);

@@ -1,5 +1,6 @@
 """A training program that only pretends: it counts steps, and dies where its order says so.
 
+It does as many steps as there are epochs, with PRETEND_PAUSE seconds between them.
 `params["pretend"]` of the order may have: `steps`; `kill` (how often it kills itself, once half of
 the steps are done); `fail` (its reason); `crash` (it ends without a word in the store); `waits`
 (it goes on only once it is told to stop); `stubborn` (not even then); `lora` (what comes of it).
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import sys
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,20 @@ from tests.weights import safetensors
 OUTPUT = os.environ[contract.TRAIN_OUTPUT_VARIABLE]
 STORE = Path(os.environ["SDAWS_OBJECTS"])
 ORDER = Path(os.environ[contract.TRAIN_ROOT_VARIABLE]) / contract.TRAIN_ORDER_FILE
+
+
+def picture(step: int) -> bytes:
+    """A PNG of one colour, which differs from step to step."""
+    colour = bytes((step * 37 % 256, step * 91 % 256, 160))
+    rows = (b"\0" + colour * 64) * 64
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def write(key: str, content: bytes) -> None:
@@ -52,14 +69,15 @@ def tell(step: int, steps: int) -> None:
         losses=[(done, 1 / done) for done in range(1, step + 1)],
         samples=[
             contract.TrainSample(
-                step=step, key=contract.train_sample_key(OUTPUT, step, 0), prompt="a dog"
+                step=done, key=contract.train_sample_key(OUTPUT, done, 0), prompt="a dog"
             )
+            for done in range(1, step + 1)
         ],
         checkpoints=[],
         warnings=[],
         updated_at=0.0,
     )
-    write(contract.train_sample_key(OUTPUT, step, 0), b"\x89PNG")
+    write(contract.train_sample_key(OUTPUT, step, 0), picture(step))
     write(contract.train_progress_key(OUTPUT), json.dumps(progress).encode())
 
 
@@ -90,8 +108,14 @@ def main() -> int:
     pretend = order["params"].get("pretend", {})
     runs = len(note("runs", str(os.getpid())))
     done = [int(step) for step in note("steps", "0")]
-    steps = pretend.get("steps", 4)
+    config = order["params"].get("config_params", {})
+    steps = pretend.get("steps") or config.get("num_train_epochs", 4)
+    kind = CheckpointType.STABLE_DIFFUSION
+    if pretend.get("lora") or config.get("use_lora"):
+        kind = CheckpointType.LORA
+    weights = (config.get("custom_model_name") or "dog", kind.value)
     for step in range(max(done) + 1, steps + 1):
+        stop.wait(float(os.environ.get("PRETEND_PAUSE", "0")))
         note("steps", str(step))
         tell(step, steps)
         if step * 2 >= steps:
@@ -108,15 +132,10 @@ def main() -> int:
             if "waits" in pretend:
                 stop.wait()
         if stop.is_set():
-            end(TrainState.STOPPED, weights=("dog", _kind(pretend)))
+            end(TrainState.STOPPED, weights=weights)
             return 0
-    end(TrainState.COMPLETE, weights=("dog", _kind(pretend)))
+    end(TrainState.COMPLETE, weights=weights)
     return 0
-
-
-def _kind(pretend: dict[str, Any]) -> str:
-    kind = CheckpointType.LORA if pretend.get("lora") else CheckpointType.STABLE_DIFFUSION
-    return kind.value
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ def test_a_checkpoint_becomes_a_model_and_the_model_a_lora(served: PretendServer
     assert (done["status"], done["progress"], done["error"]) == ("Complete", 1.0, "")
     assert (done["checkpoint_type"], done["checkpoint_names"]) == ("Lora", ["dog.safetensors"])
     assert done["losses"] == [[1, 1.0], [2, 0.5], [3, pytest.approx(1 / 3)]]
-    (sample,) = done["samples"]
-    assert httpx.get(sample["url"]).content == b"\x89PNG"
+    assert [sample["step"] for sample in done["samples"]] == [1, 2, 3]
+    assert httpx.get(done["samples"][0]["url"]).content.startswith(b"\x89PNG")
     assert served.client.get("/inference/get-lora-list").json() == ["dog.safetensors"]
 
 

@@ -235,6 +235,14 @@ def browser_upload(kinds: Sequence[str]) -> str:
     )
 
 
+def dreambooth_button() -> str:
+    """What sdaws_dreambooth.js puts beside the Dreambooth extension's own “Train”."""
+    return (
+        "<template id='sdaws_dreambooth_button'><button type='button' "
+        "title='With the settings that were saved last'>Train in the cloud</button></template>"
+    )
+
+
 _BROWSER_HINTS = (
     "Straight to the store: leave this page open until it is done.",
     "A file that is chosen again goes on where it was.",

@@ -173,7 +173,7 @@ def build(access: CloudAccess) -> None:
                 offers = offered_machines(access.is_local_server())
                 machine = gr.Dropdown(
                     offers, value=offers[0], label="Machine", allow_custom_value=True,
-                    elem_id="sdaws_machine", scale=2,
+                    elem_id="sdaws_training_machine", scale=2,
                 )  # fmt: skip
             with gr.Tabs():
                 concepts = training_form.build_concepts()
@@ -207,6 +207,7 @@ def build(access: CloudAccess) -> None:
             "Back", elem_id="sdaws_training_back", elem_classes=["sdaws-back"], size="sm"
         )
         detail = gr.HTML(elem_id="sdaws_training_detail")
+    gr.HTML(html.dreambooth_button(), elem_classes=["sdaws-away"])
     with gr.Row(elem_classes=["sdaws-away"]):
         order = gr.Textbox(label="Order", elem_id=ORDER)
         models_order = gr.Textbox(label="Order", elem_id=MODELS_ORDER)
@@ -398,7 +399,7 @@ class _Page:
         order = TrainOrder(
             model_name=base.name[:200],
             instance_type=instance_type(offer or ""),
-            config=read.config,
+            config={"model_name": base.name, **read.config},
             concepts=read.concepts,
             model_id=base.model_id,
             checkpoint_id=base.checkpoint_id,

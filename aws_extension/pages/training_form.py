@@ -134,7 +134,9 @@ def build_settings(concepts: Sequence[Sequence[Any]]) -> Form:
         rate = gr.Number(
             d["lora_learning_rate"], label="Learning rate", info="Too high: it forgets the rest"
         )
-        text_rate = gr.Number(d["lora_txt_learning_rate"], label="Learning rate of the words")
+        text_rate = gr.Number(
+            d["lora_txt_learning_rate"], label="Learning rate of the text encoder"
+        )
     with gr.Row():
         resolution = gr.Number(
             d["resolution"], precision=0, label="Resolution",
@@ -158,8 +160,8 @@ def build_settings(concepts: Sequence[Sequence[Any]]) -> Form:
             )  # fmt: skip
             text = gr.Slider(
                 0, 1, value=d["stop_text_encoder"], step=0.05,
-                label="Share of the training for the words",
-                info="0 leaves the text encoder as it is",
+                label="Share of the training for the text encoder",
+                info="0 leaves it as it is",
             )  # fmt: skip
         with gr.Row():
             prior = gr.Slider(

@@ -91,15 +91,21 @@ def _facts(job: TrainJob) -> list[tuple[str, html.Part]]:
 
 
 def show_one(access: CloudAccess, seen: TrainLook, user: str) -> html.Listing:
-    """A job from near."""
+    """A job from near, in parts that are drawn anew each for itself."""
+    parts = {
+        "head": _head(seen),
+        "curve": curve(seen.losses),
+        "samples": _samples(access, seen, user),
+        "rest": _rest(seen),
+    }
     return html.Listing(
-        (html.Card(seen.job.id, details(access, seen, user)),),
+        tuple(html.Card(f"{seen.job.id} {name}", part) for name, part in parts.items()),
         is_busy=seen.job.state is TrainState.TRAINING,
     )
 
 
-def details(access: CloudAccess, seen: TrainLook, user: str) -> str:
-    """State, what can be done, the curve, the pictures."""
+def _head(seen: TrainLook) -> str:
+    """State, what can be done, how far it is."""
     job = seen.job
     kind, word = _STATES[job.state]
     title = f"<span class='sdaws-value sdaws-title'>{html.escape(job.model_name)}</span>"
@@ -113,13 +119,13 @@ def details(access: CloudAccess, seen: TrainLook, user: str) -> str:
     if seen.checkpoint_names and job.state is not TrainState.COMPLETE:
         kept = "What it had learned until then is kept as a checkpoint."
         parts.append(html.notice("good", kept))
-    parts.append(curve(seen.losses))
-    parts.append(_samples(access, seen, user))
-    if seen.warnings:
-        parts.append(html.notice("busy", *map(Value, seen.warnings)))
-    parts.append(_settings(seen))
-    parts.append(f"<div class='sdaws-dim'>{html.words('Job', Value(job.id))}</div>")
     return f"<div class='sdaws-askable sdaws-detail'>{''.join(parts)}</div>"
+
+
+def _rest(seen: TrainLook) -> str:
+    warnings = html.notice("busy", *map(Value, seen.warnings)) if seen.warnings else ""
+    number = f"<div class='sdaws-dim'>{html.words('Job', Value(seen.job.id))}</div>"
+    return f"<div class='sdaws-detail'>{warnings}{_settings(seen)}{number}</div>"
 
 
 def _near_facts(seen: TrainLook) -> list[tuple[str, html.Part]]:

@@ -28,6 +28,10 @@ CHECKPOINT = "demo.safetensors"
 SHA256 = "ab" * 32
 
 
+# Nothing is trained here.
+_EMPTY = {"/trains": "trainJobs", "/models": "models", "/datasets": "datasets"}
+
+
 @dataclass
 class PretendJob:
     """One job; it is seen `polls_left` times more before it is finished."""
@@ -126,6 +130,8 @@ class PretendCloud:
             return FakeAnswer(body={"message": "Success"})
         if path == "/endpoints":
             return self._endpoints(sent)
+        if path in _EMPTY:
+            return FakeAnswer(body={_EMPTY[path]: []})
         if path == "/checkpoints":
             return self.checkpoints.list(query)
         if path == "/checkpoint":

@@ -22,7 +22,7 @@ _NO_WORDS = {"", "good", "busy", "bad", "idle"}
 _KEEPS = "sdaws-value"
 _HIDDEN = "sdaws-away"
 # Choices of these are the server's names, or names with numbers.
-_VALUES = {"sdaws_machine"}
+_VALUES = {"sdaws_machine", "sdaws_training_machine", "sdaws_training_scheduler"}
 
 
 def constants() -> set[str]:

@@ -14,7 +14,7 @@ from tests.extension.browsing import Visit, app, sync_api
 from tests.extension.browsing import browser as browser  # a fixture
 from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud, serve
 
-PAGES = ("Generate", "Connection", "Endpoints", "Models", "Jobs", "Merge")
+PAGES = ("Generate", "Connection", "Endpoints", "Models", "Jobs", "Training", "Merge")
 
 
 class Studio(NamedTuple):

@@ -15,11 +15,22 @@ from aws_extension.access import CloudAccess
 from aws_extension.answers import InferenceOutput, parse_checkpoint, parse_endpoint, parse_job
 from aws_extension.fake_transport import FakeTransport
 from aws_extension.model_needs import LocalFile
-from aws_extension.pages import connection, endpoints, jobs, merge, models
+from aws_extension.pages import (
+    connection,
+    endpoints,
+    jobs,
+    merge,
+    models,
+    training,
+    training_view,
+)
 from aws_extension.pages.host import FolderHost
 from aws_extension.pages.layout import build_pages
 from aws_extension.pages.model_list import ModelRow
 from aws_extension.settings import SettingsStore
+from aws_extension.train_estimates import Estimate
+from aws_extension.train_preparation import Preparation, TrainOrder
+from aws_extension.training_calls import TrainJob, TrainLook, TrainPicture, WorkingModel
 from aws_extension.upload_queue import Upload, UploadState
 from middleware_api.contract import (
     CheckpointState,
@@ -27,7 +38,9 @@ from middleware_api.contract import (
     EndpointState,
     InferenceState,
     MergeMethod,
+    ModelState,
     TaskType,
+    TrainState,
 )
 from tests.extension import said
 from tests.extension.pretend_cloud import TOKEN, PretendCloud
@@ -112,6 +125,7 @@ def test_every_card_in_every_state(access, chinese):
         shown = models.show(access, {CheckpointType.LORA: rows})
         made += [shown.note, *(card.content for card in shown.cards)]
     made.append(models.show(access, {}).note)
+    made += trainings(access)
     for fault in (errors.Unauthorised, errors.Forbidden, errors.ServerFault, errors.NotFound):
         made.append(connection.html.notice("bad", *connection.explain(fault("text", 400))))
     cloud = PretendCloud()
@@ -123,6 +137,40 @@ def test_every_card_in_every_state(access, chinese):
     texts = set().union(*map(said.of_html, made))
     assert {"Finished", "Asleep", "Only here"} <= texts
     assert untranslated(texts, chinese) == []
+
+
+def trainings(access) -> list[str]:
+    """Everything that the Training page shows of the cloud."""
+    listed = [training_view.show_list((), ()), training_view.show_models((), {})]
+    job = TrainJob(
+        "t", "dog", TrainState.TRAINING, datetime.now(timezone.utc), None, "local", 0.5, 0.1, 10,
+        1.0, 0.0, "", "",
+    )  # fmt: skip
+    looks = [(1, 0.5), (2, 0.4)]
+    for state in TrainState:
+        for names, kind in (((), ""), (("dog.safetensors",), "Lora")):
+            one = replace(job, state=state, error="x", cost=None if names else 0.0)
+            seen = TrainLook(
+                one, {}, "training", 5, 1e-4, 9.0, tuple(looks),
+                (TrainPicture(5, "a dog", "http://x"),), ("w",), kind, names,
+            )  # fmt: skip
+            listed += [
+                training_view.show_list((), (one,)),
+                training_view.show_one(access, seen, "u"),
+            ]
+    for state in ModelState:
+        model = WorkingModel("m", "dog", state, "c", 0.5, "x")
+        listed.append(training_view.show_models((model,), {"c": "base.safetensors"}))
+    order = TrainOrder("dog", "local", {}, ())
+    for one in (Preparation("p", "u", order), Preparation("p", "u", order, error="x")):
+        listed.append(training_view.show_list((one,), ()))
+    made = [text for one in listed for text in (one.note, *(card.content for card in one.cards))]
+    for told in (None, 60.0), (0.0, 60.0), (1.0, None):
+        for pictures in (0, 3):
+            for measured in (True, False):
+                made.append(training.tell(Estimate(9, told[1], told[0], measured), pictures))
+    imported = {"use_lora": True, "src": "x", "train_imagic": True, "tomesd": 0, "odd": 1}
+    return [*made, training.show_import(imported)]
 
 
 def test_every_formula_of_the_merger(chinese):
