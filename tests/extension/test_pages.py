@@ -147,7 +147,7 @@ def test_a_link_ends_and_stays_the_same_until_then():
 
 
 def test_routes_are_added_once(studio):
-    assert len(studio.routes) == len(set(studio.routes)) == 6
+    assert len(studio.routes) == len(set(studio.routes)) == 7
 
 
 def test_a_look_answers_only_when_something_has_changed(studio):
