@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from middleware_api.demo.random_weights import write_random_checkpoint
 from tests.server import Server
 
 
@@ -30,6 +29,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A small checkpoint of random weights."""
+    # The extension's tests load this file too, and have no torch.
+    from middleware_api.demo.random_weights import write_random_checkpoint
+
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     write_random_checkpoint(path)
     return path.read_bytes()
