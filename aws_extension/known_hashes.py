@@ -7,10 +7,9 @@ import json
 import threading
 from pathlib import Path
 
+from aws_extension.errors import UploadFailed
+from aws_extension.mapped_file import windows
 from aws_extension.whole_file import write_whole
-from middleware_api.contract import MIB
-
-READ_BYTES = 2 * MIB
 
 
 class KnownHashes:
@@ -59,7 +58,7 @@ class FileHash:
         self.done = 0
         self._path = path
         self._stop = threading.Event()
-        self._fault: OSError | None = None
+        self._fault: OSError | UploadFailed | None = None
         self._digest = hashlib.sha256()
         self._thread = threading.Thread(target=self._run, name="sdaws-hash", daemon=True)
         self._thread.start()
@@ -70,7 +69,7 @@ class FileHash:
         return not self._thread.is_alive()
 
     def result(self) -> str:
-        """In hex, once it is over. Raises OSError."""
+        """In hex, once it is over. Raises OSError, UploadFailed."""
         self._thread.join()
         if self._fault is not None:
             raise self._fault
@@ -81,11 +80,12 @@ class FileHash:
         self._stop.set()
 
     def _run(self) -> None:
-        view = memoryview(bytearray(READ_BYTES))
         try:
-            with self._path.open("rb", buffering=0) as file:
-                while not self._stop.is_set() and (count := file.readinto(view)):
-                    self._digest.update(view[:count])
-                    self.done += count
-        except OSError as fault:
+            with self._path.open("rb") as file:
+                for window in windows(file, 0, self._path.stat().st_size):
+                    if self._stop.is_set():
+                        return
+                    self._digest.update(window)
+                    self.done += len(window)
+        except (OSError, UploadFailed) as fault:
             self._fault = fault

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import mmap
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +28,7 @@ from aws_extension.errors import (
     UnexpectedAnswer,
     UploadFailed,
 )
+from aws_extension.mapped_file import windows
 from aws_extension.pace import LANES_MOST, Pace
 from aws_extension.upload_progress import Meter
 from middleware_api.contract import MIB, PartTag
@@ -36,10 +36,11 @@ from middleware_api.crc32 import crc32
 
 PART_ATTEMPTS = 5
 # A send that takes longer than the connect timeout fails (Python bounds one `sendall` as a
-# whole), so a part goes out in slices that a slow line manages in time: 256 KiB in 30 s.
-SLICE_BYTES = 256 * 1024
+# whole), so a part goes out in slices that a slow line manages in time: 256 KiB in 30 s. Where
+# they go out fast they grow, since each costs Python's time.
+SLICE_BYTES, SLICE_BYTES_MOST = 256 * 1024, 4 * MIB
+SLICE_SECONDS = 0.5
 PART_TIMEOUT_SECONDS = (30.0, 120.0)
-WINDOW_BYTES = 8 * MIB
 REPORT_SECONDS = 0.2
 
 
@@ -47,27 +48,40 @@ class PartBody:
     """One part as a request body: sized, and read in slices of the mapped file without a copy."""
 
     def __init__(
-        self, file: BinaryIO, start: int, length: int, meter: Meter, stop: threading.Event
+        self,
+        file: BinaryIO,
+        start: int,
+        length: int,
+        meter: Meter,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = file
         self._start = start
         self._length = length
         self._meter = meter
         self._stop = stop
+        self._clock = clock
         self.sent = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[memoryview]:
+        size = SLICE_BYTES
         for window in self._windows():
-            for at in range(0, len(window), SLICE_BYTES):
+            at = 0
+            while at < len(window):
                 if self._stop.is_set():
                     raise Cancelled("The upload was stopped.")
-                with window[at : at + SLICE_BYTES] as piece:
+                began = self._clock()
+                with window[at : at + size] as piece:
                     yield piece
+                    at += len(piece)
                     self.sent += len(piece)
                     self._meter.add(len(piece))
+                fast = self._clock() - began < SLICE_SECONDS
+                size = min(2 * size, SLICE_BYTES_MOST) if fast else SLICE_BYTES
 
     def checksum_headers(self, checksum: str) -> dict[str, str]:
         """What has the store refuse other bytes than these, where it says how."""
@@ -89,23 +103,7 @@ class PartBody:
         self.sent = 0
 
     def _windows(self) -> Iterator[memoryview]:
-        for at in range(0, self._length, WINDOW_BYTES):
-            with _mapped(self._file, self._start + at, min(WINDOW_BYTES, self._length - at)) as one:
-                yield one
-
-
-@contextmanager
-def _mapped(file: BinaryIO, start: int, length: int) -> Iterator[memoryview]:
-    """Some bytes of a file, in memory only while they are used."""
-    lead = start % mmap.ALLOCATIONGRANULARITY
-    with (
-        mmap.mmap(
-            file.fileno(), lead + length, access=mmap.ACCESS_READ, offset=start - lead
-        ) as content,
-        memoryview(content) as whole,
-        whole[lead:] as view,
-    ):
-        yield view
+        return windows(self._file, self._start, self._length)
 
 
 class UrlBook:

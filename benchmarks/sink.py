@@ -109,7 +109,7 @@ class Connection:
         self._ahead = self._ahead[ahead:]
         left -= ahead
         while left > 0:
-            count = self._socket.recv_into(self._buffer, min(left, BUFFER_BYTES))
+            count = self._socket.recv_into(self._buffer, min(left, BUFFER_BYTES), socket.MSG_TRUNC)
             if not count:
                 raise ConnectionResetError("the caller hung up in the middle of a body")
             left -= count

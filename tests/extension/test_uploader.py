@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from aws_extension import errors
 from aws_extension.fake_transport import FakeAnswer, Sent
 from aws_extension.known_hashes import KnownHashes, stamp_of
+from aws_extension.mapped_file import windows
 from aws_extension.pace import Pace
+from aws_extension.part_sender import PartBody
 from aws_extension.upload_progress import Meter, UploadProgress, duration
 from aws_extension.uploader import HASH_FIRST_BYTES, give_up, upload_checkpoint
 from middleware_api.contract import MIB, CheckpointState, CheckpointType
@@ -197,6 +200,30 @@ def test_a_hash_is_of_the_file_as_it_was_read(model, tmp_path):
     assert KnownHashes(tmp_path / "state").get(model) == "ab" * 32
     model.write_bytes(b"other")
     assert hashes.get(model) == ""
+
+
+def test_slices_grow_on_a_fast_line_and_stay_small_on_a_slow_one(fake_time, tmp_path):
+    content = bytes(range(256)) * (10 * MIB // 256)
+    (tmp_path / "part").write_bytes(b"12345" + content)
+    for seconds, longest in ((0.01, 4 * MIB), (2.0, 256 * 1024)):
+        with (tmp_path / "part").open("rb") as file:
+            meter = Meter(len(content), fake_time)
+            body = PartBody(file, 5, len(content), meter, threading.Event(), fake_time)
+            slices = []
+            for piece in body:
+                slices.append(bytes(piece))
+                fake_time.now += seconds
+        assert b"".join(slices) == content
+        assert max(map(len, slices)) == longest
+        assert len(slices[0]) == 256 * 1024
+        assert meter.done == len(content)
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path):
+    (tmp_path / "model").write_bytes(bytes(1000))
+    short = pytest.raises(errors.UploadFailed, match="'model' became shorter")
+    with (tmp_path / "model").open("rb") as file, short:
+        list(windows(file, 0, 1001))
 
 
 def test_what_was_given_up_is_forgotten_on_both_sides(fake_client, model, tmp_path):
