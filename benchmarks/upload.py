@@ -8,12 +8,15 @@ is told. The bars, of time:
                              at most 0.20 of the time of `aws s3 cp`, 0.60 of it tuned
     200 files of 10 MiB      at most 0.50 of the time of `aws s3 cp --recursive`
     hash not known           at most 1.15 of the time of hashing alone
+    a store that is slow     at most 0.85 of the time of `aws s3 cp`, 0.95 of it tuned: into
+                             ministack, an emulator of S3, which takes about 0.1 GB/s
     embedded store           at most 1.43 of the time in which the disk alone takes as much, until
                              the checkpoint is Active: hashed, compared, synced
+    memory                   at most 256 MiB more than an idle process, for a file of 16 GiB
 
 Times are of whole commands, start included, on both sides. On a machine with other work the ratio
 of processor seconds says more than that of the clock, so both are told; the bar is the clock's.
-Without the AWS CLI its rows are left out.
+Without the AWS CLI its rows are left out, without `make .venv-emulator/ready` those of ministack.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,40 +42,17 @@ from aws_extension.client import CloudClient
 from aws_extension.known_hashes import KnownHashes
 from aws_extension.upload_queue import UploadOrder, UploadQueue
 from aws_extension.uploader import upload_checkpoint
+from benchmarks.aws_cli import TUNED, Aws
+from benchmarks.timing import Took, program, run, speed, tell
 from middleware_api.contract import MIB, CheckpointType
 
+EMULATOR_PYTHON = Path(__file__).parents[1] / ".venv-emulator/bin/python"
 TOKEN = "benchmark-token-0123456789abcdef"
 KIND = CheckpointType.VAE
 SMALL_FILES, SMALL_BYTES = 200, 10 * MIB
 RAW_PART = 64 * MIB
-# The best that was found for it: no signature of the body, no checksum, large parts.
-TUNED = """[default]
-s3 =
-  max_concurrent_requests = 4
-  multipart_chunksize = 64MB
-  multipart_threshold = 64MB
-  payload_signing_enabled = false
-request_checksum_calculation = when_required
-"""
-
-
-@dataclass(frozen=True)
-class Took:
-    """Seconds on the clock, and of the processor."""
-
-    seconds: float
-    cpu: float
-
-
-def run(command: list[str], **environment: str) -> Took:
-    """A whole command."""
-    began, before = time.perf_counter(), os.times()
-    subprocess.run(
-        command, check=True, env={**os.environ, **environment}, stdout=subprocess.DEVNULL
-    )
-    after = os.times()
-    cpu = after.children_user + after.children_system
-    return Took(time.perf_counter() - began, cpu - before.children_user - before.children_system)
+SLOW_BYTES = 256 * MIB
+HUGE_BYTES, MEMORY_MOST = 16 * 1024 * MIB, 256 * MIB
 
 
 # What runs in a process of its own: `python -m benchmarks.upload --do <name> <url> <path>`.
@@ -156,10 +135,15 @@ def into_store(url: str, path: Path) -> None:
     (path.parent / "made").write_text(made.id)
 
 
+def nothing(url: str, path: Path) -> None:
+    """Only what each of these acts costs before it begins."""
+
+
 ACTS: dict[str, Callable[[str, Path], None]] = {
     act.__name__: act
     for act in (
         raw_sockets, known_hash, unknown_hash, hash_alone, many_files, write_alone, into_store,
+        nothing,
     )
 }  # fmt: skip
 
@@ -170,42 +154,6 @@ def measure(act: Callable[[str, Path], None], url: str, path: Path) -> Took:
     return run([sys.executable, "-m", "benchmarks.upload", "--do", name, url, str(path)])
 
 
-class Aws:
-    """The AWS CLI against the sink."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = url
-        self._config = folder / "aws.conf"
-
-    def copy(self, source: Path, config: str = "", *options: str) -> Took:
-        """`aws s3 cp` with a configuration."""
-        self._config.write_text(config or "[default]\n")
-        return run(
-            ["aws", "s3", "cp", *options, "--endpoint-url", self._url, "--only-show-errors",
-             str(source), "s3://b/k"],
-            AWS_CONFIG_FILE=str(self._config), AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x",
-            AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true",
-        )  # fmt: skip
-
-
-@contextmanager
-def program(*arguments: str, **environment: str) -> Iterator[str]:
-    """A server of this repository; its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
-
-
 def write_random(path: Path, size: int) -> None:
     """A safetensors file of one tensor of random bytes; `size` is the tensor's."""
     tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
@@ -214,23 +162,6 @@ def write_random(path: Path, size: int) -> None:
         file.write(len(header).to_bytes(8, "little") + header)
         for start in range(0, size, 8 * MIB):
             file.write(os.urandom(min(8 * MIB, size - start)))
-
-
-def tell(what: str, ours: list[Took], theirs: list[Took], bar: float, more: str) -> None:
-    """One row: ours over theirs, at most `bar`."""
-    pairs = list(zip(ours, theirs, strict=True))
-    clock = statistics.median(o.seconds / t.seconds for o, t in pairs)
-    cpu = statistics.median(o.cpu / t.cpu for o, t in pairs)
-    verdict = "holds" if clock <= bar else "MISSED"
-    print(f"{what:<36}{clock:6.2f} of at most {bar:.2f}  {verdict:<6}  cpu {cpu:.2f}  {more}",
-          flush=True)  # fmt: skip
-
-
-def speed(size: int, took: list[Took]) -> str:
-    """MB/s and CPU seconds a GiB, medians."""
-    seconds = statistics.median(one.seconds for one in took)
-    cpu = statistics.median(one.cpu for one in took)
-    return f"{size / 1e6 / seconds:.0f} MB/s, {cpu / (size / 1024**3):.2f} CPU s/GiB"
 
 
 def main() -> None:
@@ -251,18 +182,23 @@ def main() -> None:
         write_random(file, int(options.size_gib * 1024**3))
         print(f"{options.size_gib} GiB, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         with program("benchmarks.sink") as url:
-            one_file(url, file, options.rounds)
+            raw = one_file(url, file, options.rounds)
             if shutil.which("aws"):
-                against_aws(Aws(url, folder), url, folder, file, options.rounds)
+                against_aws(Aws(url, folder), raw, url, folder, file)
             else:
                 print("no `aws` on this machine: its rows are left out")
+            memory(url, folder)
+        if shutil.which("aws") and EMULATOR_PYTHON.exists():
+            slow_store(folder, options.rounds)
+        else:
+            print("no `aws`, or no ministack on this machine: their rows are left out")
         data = {"SDAWS_DATA_DIR": str(folder / "var"), "SDAWS_API_TOKEN": TOKEN}
         with program("middleware_api", "serve", "--port=0", **data) as url:
             store(url, file, options.rounds)
 
 
-def one_file(url: str, file: Path, rounds: int) -> None:
-    """Against raw sockets, and against hashing."""
+def one_file(url: str, file: Path, rounds: int) -> list[Took]:
+    """Against raw sockets, and against hashing; what the raw sockets took."""
     size = file.stat().st_size
     raw, known, hashed, unknown = [], [], [], []
     for _ in range(rounds):
@@ -274,9 +210,10 @@ def one_file(url: str, file: Path, rounds: int) -> None:
     tell("known hash : raw sockets", known, raw, 1 / 0.80, more)
     more = f"{speed(size, unknown)}; hash {speed(size, hashed)}"
     tell("hash not known : hashing alone", unknown, hashed, 1.15, more)
+    return raw
 
 
-def against_aws(aws: Aws, url: str, folder: Path, file: Path, rounds: int) -> None:
+def against_aws(aws: Aws, raw: list[Took], url: str, folder: Path, file: Path) -> None:
     """Against the AWS CLI as it comes, tuned, and with many files."""
     size = file.stat().st_size
     many = folder / "many"
@@ -284,17 +221,84 @@ def against_aws(aws: Aws, url: str, folder: Path, file: Path, rounds: int) -> No
     for number in range(SMALL_FILES):
         write_random(many / f"{number:03}.safetensors", SMALL_BYTES)
     default, tuned, ours, theirs_many, ours_many = [], [], [], [], []
-    for _ in range(rounds):
+    for _ in raw:
         ours.append(measure(known_hash, url, file))
         default.append(aws.copy(file))
         tuned.append(aws.copy(file, TUNED))
         ours_many.append(measure(many_files, url, many))
         theirs_many.append(aws.copy(many, "", "--recursive"))
-    tell("known hash : aws s3 cp", ours, default, 0.20, f"theirs {speed(size, default)}")
+    least = statistics.median(r.seconds / d.seconds for r, d in zip(raw, default, strict=True))
+    more = f"theirs {speed(size, default)}; raw sockets are {least:.2f} of it"
+    tell("known hash : aws s3 cp", ours, default, 0.20, more)
     tell("known hash : aws s3 cp, tuned", ours, tuned, 0.60, f"theirs {speed(size, tuned)}")
     size = SMALL_FILES * SMALL_BYTES
     more = f"{speed(size, ours_many)}; theirs {speed(size, theirs_many)}"
     tell(f"{SMALL_FILES} files : aws s3 cp --recursive", ours_many, theirs_many, 0.50, more)
+
+
+def memory(url: str, folder: Path) -> None:
+    """A file that is mostly a hole: there is no disk for a real one on every machine."""
+    file = folder / "huge.safetensors"
+    write_random(file, MIB)
+    os.truncate(file, HUGE_BYTES)
+    more = measure(unknown_hash, url, file).peak - measure(nothing, url, file).peak
+    verdict = "holds" if more <= MEMORY_MOST else "MISSED"
+    most = f"of at most {MEMORY_MOST // MIB} MiB"
+    print(f"{'memory above idle, 16 GiB':<36}{more / MIB:6.0f} {most}  {verdict}", flush=True)
+    file.unlink()
+
+
+@contextmanager
+def ministack(folder: Path) -> Iterator[str]:
+    """An emulator of S3, with an empty bucket; its URL."""
+    # Not by every process: most need no S3.
+    from botocore.exceptions import EndpointConnectionError
+
+    from benchmarks.s3_desk import BUCKET, s3_client
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    bounds = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": port, "LOG_LEVEL": "ERROR"}
+    process = subprocess.Popen(
+        [EMULATOR_PYTHON, "-m", "ministack"], cwd=folder, env={**os.environ, **bounds}
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while process.poll() is None:
+            try:
+                s3_client(url).create_bucket(Bucket=BUCKET)
+                break
+            except EndpointConnectionError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def slow_store(folder: Path, rounds: int) -> None:
+    """Where the store is what all wait for: it reckons checksums, and what it stores, in Python."""
+    file = folder / "slow.safetensors"
+    write_random(file, SLOW_BYTES)
+    ours: dict[str, list[Took]] = {"crc32": [], "md5": []}
+    default, tuned = [], []
+    with (
+        ministack(folder) as url,
+        program("benchmarks.s3_desk", url, "crc32") as crc32,
+        program("benchmarks.s3_desk", url, "md5") as md5,
+    ):
+        aws = Aws(url, folder, "s3://weights/k")
+        for _ in range(rounds):
+            ours["crc32"].append(measure(known_hash, crc32, file))
+            default.append(aws.copy(file))
+            ours["md5"].append(measure(known_hash, md5, file))
+            tuned.append(aws.copy(file, TUNED))
+    for checksum, took in ours.items():
+        more = f"{speed(SLOW_BYTES, took)}; theirs "
+        what = f"slow store, {checksum} : aws s3 cp"
+        tell(what, took, default, 0.85, more + speed(SLOW_BYTES, default))
+        tell(f"{what}, tuned", took, tuned, 0.95, more + speed(SLOW_BYTES, tuned))
 
 
 def store(url: str, file: Path, rounds: int) -> None:
