@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
@@ -177,6 +177,14 @@ class InferenceOutput:
     parameters: Mapping[str, Any]
     infotexts: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def pictures(self, files: Sequence[bytes]) -> Sequence[bytes]:
+        """A job's files without those that follow its pictures: each picture has an infotext."""
+        return files[: len(self.infotexts) or None]
+
+    def maps(self, files: Sequence[bytes]) -> Sequence[bytes]:
+        """The files behind its pictures: what ControlNet's units saw."""
+        return files[len(self.infotexts) :] if self.infotexts else ()
 
 
 class Fields:

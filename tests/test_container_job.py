@@ -36,7 +36,9 @@ from middleware_api.container.storage import FolderStorage, OnBytes
 from middleware_api.container.tasks import tasks_of
 from tests.aws import BUCKET, aws
 from tests.engine_checkpoints import write_checkpoint
+from tests.sample_controlnets import controlnet, write_controlnet
 from tests.sample_networks import write_converted
+from tests.test_engine import encoded, photo
 
 JOB = "5a1e"
 CHECKPOINT = "Stable-diffusion/checkpoint/c1/tiny.safetensors"
@@ -371,7 +373,7 @@ def test_files_that_the_engine_cannot_use_are_warned_of(
     result = runner.run(invocation(checkpoints=[*wanted, *invocation()["checkpoints"]]))
     assert json.loads(result["info"])["warnings"] == [
         "Lora file ink.safetensors is not named by the request and was ignored.",
-        "ControlNet file ink.safetensors is not supported yet and was ignored.",
+        "ControlNet file ink.safetensors is not named by the request and was ignored.",
     ]
 
 
@@ -489,6 +491,28 @@ def test_each_failure_says_what_to_do(runner: JobRunner, storage: Watched) -> No
     refused(CheckpointUnreadable, "is not in the object store", checkpoints=[gone])
     storage.write("gone.safetensors", b"garbage")
     refused(CheckpointUnreadable, "is not a readable .safetensors", checkpoints=[gone])
+
+
+def test_a_controlnet_steers_a_job_and_what_it_saw_is_saved_behind_the_pictures(
+    runner: JobRunner, storage: Watched
+) -> None:
+    write_controlnet(storage.root / "canny.safetensors", controlnet())
+    named_net = named("ControlNet", "control_canny.safetensors", "canny.safetensors")
+    unit = {"model": "control_canny [d14c016b]", "image": encoded(photo(200, 200))}
+    scripts = {"controlnet": {"args": [unit | {"module": "invert", "weight": 1.5}]}}
+    submit(storage, n_iter=2, alwayson_scripts=scripts)
+    result = runner.run(invocation(checkpoints=[*invocation()["checkpoints"], named_net]))
+    assert result["images"] == [contract.image_key(JOB, i) for i in range(3)]
+    info = json.loads(result["info"])
+    assert (len(info["infotexts"]), info["all_seeds"], info["warnings"]) == (2, [1, 2], [])
+    assert "ControlNet 0" in info["extra_generation_params"]
+    seen = Image.open(io.BytesIO(storage.read(result["images"][2])))
+    assert (seen.size, seen.info.get("parameters")) == ((64, 64), None)
+    (told,) = cast(Any, result["parameters"])["alwayson_scripts"]["controlnet"]["args"]
+    assert told == unit | {"module": "invert", "weight": 1.5, "image": None}
+    submit(storage, alwayson_scripts=scripts)
+    with pytest.raises(BadRequest, match=r"'control_canny \[d14c016b\]' is not among .*\(none\)"):
+        runner.run(invocation())
 
 
 @pytest.mark.parametrize(

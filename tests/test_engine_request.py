@@ -216,15 +216,19 @@ def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
         styles=["film"],
         colour="blue",
         override_settings={"sd_vae": "other.pt", "ddim_discretize": "quad"},
-        alwayson_scripts={"controlnet": {"args": [{"model": "canny"}]}, "wild": {"args": [1]}},
+        alwayson_scripts={
+            "controlnet": {"args": [{"model": "canny", "low_vram": True, "loopback": True}]},
+            "wild": {"args": [1]},
+        },
     )
     assert [warning.split()[0].rstrip(":") for warning in request.warnings] == [
         "restore_faces",
         "styles",
         "colour",
         "override_settings.ddim_discretize",
-        "alwayson_scripts.controlnet",
         "alwayson_scripts.wild",
+        "alwayson_scripts.controlnet.args[0].loopback",
+        "alwayson_scripts.controlnet.args[0].low_vram",
     ]
 
 

@@ -168,7 +168,12 @@ def test_what_the_request_names_goes_along(world: World, client: TestClient) -> 
         refiner_checkpoint="refiner.safetensors",
         override_settings={"sd_model_checkpoint": "main", "sd_vae": "kl.vae.safetensors"},
         alwayson_scripts={
-            "ControlNet": {"args": [{"model": "canny [abcdef12]"}, {"model": "canny"}, "odd"]},
+            "ControlNet": {
+                "args": [
+                    *({"model": "canny [abcdef12]"}, {"model": "canny"}, "odd"),
+                    {"model": "absent", "enabled": False},
+                ]
+            },
             "ADetailer": {"args": [True, {"model": "unused"}]},
         },
     )
@@ -183,6 +188,19 @@ def test_what_the_request_names_goes_along(world: World, client: TestClient) -> 
         "ControlNet": ["canny.safetensors"],
     }
     assert sent(world)["refiner_checkpoint"] == "refiner.safetensors"
+
+
+def test_a_controlnets_title_has_another_kind_of_hash(world: World, client: TestClient) -> None:
+    world.checkpoint("main.safetensors")
+    world.checkpoint("canny.safetensors", CheckpointType.CONTROLNET)
+    draw(world)
+    unit = {"model": "canny [d14c016b]"}
+    ask(client, alwayson_scripts={"controlnet": {"args": [unit]}})
+    assert used(world)["ControlNet"] == ["canny.safetensors"]
+    for model in ("absent [d14c016b]", "canny [d14c016b00]"):
+        scripts = {"controlnet": {"args": [unit | {"model": model}]}}
+        refused = client.post(TXT2IMG, json={**REQUEST, "alwayson_scripts": scripts})
+        assert (refused.status_code, refused.json()["code"]) == (404, "checkpoint_not_found")
 
 
 def test_options_are_each_callers_own(world: World, client: TestClient) -> None:

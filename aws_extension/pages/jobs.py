@@ -253,7 +253,8 @@ def collect(access: CloudAccess, host: Host, job_id: str, user: str) -> list[str
     client = access.client(user)
     job = client.get_job(job_id)
     try:
-        saved = host.save_pictures(job, client.download_images(job_id), client.get_output(job_id))
+        files, output = client.download_images(job_id), client.get_output(job_id)
+        saved = host.save_pictures(job, output.pictures(files), output)
         access.collected.add(job_id, saved)
     except OSError as fault:
         raise CloudError(

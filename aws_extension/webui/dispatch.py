@@ -20,8 +20,13 @@ from aws_extension.webui.host_options import overridden_options
 from aws_extension.webui.host_scripts import other_scripts, rewrite_prompts
 from aws_extension.webui.models_for import PreparedModels, prepare_models
 from aws_extension.webui.picture_settings import picture_settings, settings_without_effect
-from aws_extension.webui.request_fields import is_img2img, piece_fields, request_fields
-from aws_extension.webui.saving import make_grid, wants_grid
+from aws_extension.webui.request_fields import (
+    is_img2img,
+    piece_fields,
+    request_fields,
+    without_maps,
+)
+from aws_extension.webui.saving import make_grid, wants_grid, wants_maps
 from middleware_api.contract import CheckpointType, TaskType
 
 # Settings of the WebUI ("add network to prompt"), and the tags that they stand for.
@@ -42,7 +47,7 @@ def generate(p: Any, choice: CloudChoice, generation: Generation, *, at_once: bo
     if generation.is_ending or (shared.state.skipped and not at_once):
         return processing.Processed(p, [], p.seed, "")
     with overridden_options(p):
-        ordered = _order(p, choice, generation)
+        ordered = _order(p, choice, generation, with_maps=at_once and wants_maps())
     shares = []
     for order in ordered:
         shares.append(generation.add(*order))
@@ -62,7 +67,7 @@ def _inputs(p: Any) -> list[Image.Image]:
 
 
 def _order(
-    p: Any, choice: CloudChoice, generation: Generation
+    p: Any, choice: CloudChoice, generation: Generation, with_maps: bool
 ) -> list[tuple[Batch, Order, int, int]]:
     """The jobs of `p`, each with its batch and the place of its pictures there."""
     _prepare(p)
@@ -94,7 +99,7 @@ def _order(
         p.subseed_strength,
         len(fields.get("init_images", ())),
     )
-    ordered = []
+    ordered: list[tuple[Batch, Order, int, int]] = []
     for number, cut in enumerate(batches):
         _enter_batch(p, cut.start, cut.count, number)
         if number == 0:
@@ -103,6 +108,8 @@ def _order(
         batch = Batch(p, len(cut.pieces), label)
         first = 0
         for piece in cut.pieces:
+            if not with_maps or ordered:  # once for all pictures, as from the extension itself
+                fields = without_maps(fields)
             order = Order(
                 task,
                 prepared.models,
@@ -250,9 +257,10 @@ def _processed(p: Any, shares: Sequence[Share], with_grid: bool) -> Any:
             shown.insert(0, (grid, text))
             index_of_first = 1
     texts = [text for _, text in shown]
+    maps = shares[0].maps if shares else []
     return processing.Processed(
         p,
-        [picture for picture, _ in shown],
+        [*(picture for picture, _ in shown), *maps],
         p.all_seeds[0],
         texts[0] if texts else "",
         subseed=p.all_subseeds[0],

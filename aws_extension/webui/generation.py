@@ -55,6 +55,7 @@ class Share:
     """What one job makes of a batch: its pictures from `first` on, and their infotexts.
 
     The texts are the host's own from the start; what only the engine knows comes in at the end.
+    `maps` are what ControlNet's units saw, if they were asked for.
     """
 
     batch: Batch
@@ -63,6 +64,7 @@ class Share:
     pictures: list[LazyPicture] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
+    maps: list[Image.Image] = field(default_factory=list)
     is_settled: bool = False
 
     def pairs(self, made_only: bool) -> list[tuple[Image.Image, str]]:
@@ -101,6 +103,7 @@ class Generation:
         self._pending: deque[Share] = deque()
         self._final_texts: dict[str, str] = {}
         self._lost: list[LazyPicture] = []
+        self._maps: list[Image.Image] = []
         self._shown_job: Job | None = None
         self._preview: Image.Image | None = None
         self._preview_content = b""
@@ -165,8 +168,9 @@ class Generation:
         if self.failure and (not self._made or getattr(p, "is_api", False)):
             raise self.failure
         texts = [self._final_texts.get(text, text) for text in processed.infotexts or []]
-        if len(texts) == len(processed.images):
-            kept = [at for at, image in enumerate(processed.images) if not self._is_lost(image)]
+        with_text = [image for image in processed.images if not self._is_map(image)]
+        if len(texts) == len(with_text):
+            kept = [at for at, image in enumerate(with_text) if not self._is_lost(image)]
             texts = [texts[at] for at in kept]
         processed.infotexts = texts
         processed.info = self._final_texts.get(processed.info, processed.info)
@@ -179,6 +183,9 @@ class Generation:
 
     def _is_lost(self, image: Any) -> bool:
         return any(image is lost for lost in self._lost)
+
+    def _is_map(self, image: Any) -> bool:
+        return any(image is one for one in self._maps)
 
     def _waiter(self, share: Share, number: int) -> Callable[[], Image.Image]:
         def wait() -> Image.Image:
@@ -268,9 +275,13 @@ class Generation:
         failure = result.failure
         for warning in result.output.warnings if result.output else ():
             p.comment(warning)
+        output = result.output
+        files = output.pictures(result.files) if output else result.files
+        maps = output.maps(result.files) if output else ()
         # An engine may answer with a grid before the pictures: the last ones are they.
         try:
-            share.images = [open_picture(content) for content in result.files[-count:]]
+            share.images = [open_picture(content) for content in files[-count:]]
+            share.maps = [open_picture(content) for content in maps]
         except CloudError as unreadable:
             failure = failure or unreadable
         if failure:
@@ -278,6 +289,7 @@ class Generation:
             if not self._gaps_allowed:
                 self._stop(self._pending)
         self._lost += share.pictures[len(share.images) :]
+        self._maps += share.maps
         with overridden_options(p):
             for number in range(len(share.images)):
                 self._finish_picture(share, number, result)
@@ -286,7 +298,7 @@ class Generation:
 
     def _finish_picture(self, share: Share, number: int, result: Result) -> None:
         p, in_batch, picture = share.batch.p, share.first + number, share.pictures[number]
-        add_to_infotext(p, _engine_says(result, number, share.images[number]), _facts(result))
+        add_to_infotext(p, _engine_says(result, share, number), _facts(result))
         text = infotext_of(p, in_batch)
         share.images[number] = correct_colours(p, share.images[number], in_batch, text)
         picture.load()
@@ -295,9 +307,9 @@ class Generation:
         self._made += 1
 
 
-def _engine_says(result: Result, number: int, picture: Image.Image) -> dict[str, str]:
-    texts = result.output.infotexts[-len(result.files) :] if result.output else ()
-    own = str(picture.info.get("parameters") or "")
+def _engine_says(result: Result, share: Share, number: int) -> dict[str, str]:
+    texts = result.output.infotexts[-len(share.pictures) :] if result.output else ()
+    own = str(share.images[number].info.get("parameters") or "")
     return parameters_of(texts[number] if number < len(texts) else own)
 
 

@@ -73,6 +73,19 @@ def piece_fields(
     return fields
 
 
+def without_maps(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a job that is not to answer with what ControlNet's units saw."""
+    scripts = dict(fields.get("alwayson_scripts", {}))
+    if "controlnet" not in scripts:
+        return dict(fields)
+    units = [
+        {**unit, "save_detected_map": False} if isinstance(unit, dict) else unit
+        for unit in scripts["controlnet"]["args"]
+    ]
+    scripts["controlnet"] = {**scripts["controlnet"], "args": units}
+    return {**fields, "alwayson_scripts": scripts}
+
+
 def is_img2img(p: Any) -> bool:
     """Whether `p` starts from pictures."""
     return hasattr(p, "init_images")

@@ -88,6 +88,11 @@ def wants_grid(p: Any, count: int) -> bool:
     return bool(wanted and (count > 1 or (count and not shared.opts.grid_only_if_multiple)))
 
 
+def wants_maps() -> bool:
+    """Whether the ControlNet extension's settings want its maps shown after the pictures."""
+    return not shared.opts.data.get("control_net_no_detectmap", False)
+
+
 def make_grid(p: Any, pictures: Sequence[Image.Image]) -> tuple[Image.Image, str]:
     """The grid and its infotext; saved if the settings say so."""
     grid = images.image_grid(pictures, p.batch_size)

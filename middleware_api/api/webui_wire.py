@@ -321,12 +321,13 @@ def _texts(prompt: str | list[str] | None) -> list[str]:
 
 
 def _controlnet_models(scripts: dict[str, AlwaysOnScript]) -> list[str]:
-    """The `model` of each of ControlNet's units."""
+    """The `model` of each of ControlNet's units that is on."""
     units = [
         unit
         for title, script in scripts.items()
         if title.lower() == "controlnet"
         for unit in script.args
     ]
-    names = [unit.get("model") for unit in units if isinstance(unit, dict)]
+    on = [unit for unit in units if isinstance(unit, dict) and unit.get("enabled", True)]
+    names = [unit.get("model") for unit in on]
     return [name[:300] for name in names if isinstance(name, str) and name not in ("", "None")]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from middleware_api.container.conditioning import Guidance, Texts
+from middleware_api.container.control import WITHOUT_CONTROL, Control
 from middleware_api.container.noise_levels import Ladder
 from middleware_api.container.prediction import Prediction
 from middleware_api.container.schedules import share_done
@@ -19,6 +20,7 @@ class Moment:
     """Where in a pass a guess is asked for, and how it is to be guided.
 
     `call` counts the guesses of the pass from 0; samplers of second order make two a step.
+    `share_done` is the part of the pass's steps that is done, as the WebUI counts them.
     `cfg_share` is the part of the CFG scale that is meant. Not `guided`: by the prompt alone.
     `picture`, (1 or batch, 5, height, width), is what an inpainting model is shown beside the
     latent: the mask, and the latent of what it leaves.
@@ -27,6 +29,7 @@ class Moment:
     sigma: float
     timestep: float
     call: int
+    share_done: float = 0.0
     cfg_share: float = 1.0
     guided: bool = True
     picture: Tensor | None = None
@@ -49,7 +52,7 @@ Denoise = Callable[[Tensor, Moment], Guess]
 
 @dataclass(frozen=True)
 class Guided:
-    """A UNet's guess, guided away from the negative prompt."""
+    """A UNet's guess, guided away from the negative prompt, and steered by ControlNets."""
 
     unet: nn.Module
     guidance: Guidance
@@ -57,20 +60,20 @@ class Guided:
     dtype: torch.dtype
     prediction: Prediction = Prediction.NOISE
     sees_picture: bool = False
+    control: Control = WITHOUT_CONTROL
 
     def __call__(self, x: Tensor, at: Moment) -> Guess:
-        scaled = self._shown(x / (at.sigma**2 + 1) ** 0.5, at).to(self.dtype)
-        time = torch.tensor([at.timestep], device=x.device)
         towards, away = self.guidance.at(at.call)
         weights, scale = self.guidance.weights, self.cfg_scale * at.cfg_share
         if not at.guided or (scale == 1 and at.cfg_share == 1 and weights == (1.0,)):
-            answers = self._ask(scaled, time, towards)
+            answers = self._ask(x, at, towards, len(weights))
             base, scale = answers[0], 1.0
         elif towards.tokens.shape[1] == away.tokens.shape[1]:  # all in one call
-            *answers, base = self._ask(scaled, time, towards.and_also(away))
+            both = towards.and_also(away)
+            *answers, base = self._ask(x, at, both, len(weights))
         else:
-            answers = self._ask(scaled, time, towards)
-            (base,) = self._ask(scaled, time, away)
+            answers = self._ask(x, at, towards, len(weights))
+            (base,) = self._ask(x, at, away, 0)
         answer = base
         for towards_one, weight in zip(answers, weights, strict=True):
             answer = answer + (towards_one - base) * (weight * scale)
@@ -84,6 +87,14 @@ class Guided:
         clean: Tensor = x / spread - answer * (sigma / spread**0.5)
         return clean
 
+    def _answer(self, x: Tensor, clean: Tensor, sigma: float) -> Tensor:
+        """What the UNet would have said of a noisy latent that has this clean one."""
+        if self.prediction is Prediction.NOISE:
+            return (x - clean) / sigma
+        spread: float = sigma**2 + 1
+        answer: Tensor = (x / spread - clean) * (spread**0.5 / sigma)
+        return answer
+
     def _shown(self, scaled: Tensor, at: Moment) -> Tensor:
         """With what an inpainting model sees beside it."""
         if not self.sees_picture or at.picture is None:
@@ -91,8 +102,12 @@ class Guided:
         picture = at.picture.expand(len(scaled), -1, -1, -1)
         return torch.cat([scaled, picture.to(scaled)], dim=1)
 
-    def _ask(self, scaled: Tensor, time: Tensor, texts: Texts) -> list[Tensor]:
-        """What the UNet says of each latent by each of the texts, in one call."""
+    def _ask(self, x: Tensor, at: Moment, texts: Texts, prompts: int) -> list[Tensor]:
+        """What the UNet says of each latent by each of the texts, in one call.
+
+        The first `prompts` of the texts are the prompt's.
+        """
+        scaled = self._shown(x / (at.sigma**2 + 1) ** 0.5, at).to(self.dtype)
         n, count = len(texts.tokens), len(scaled)
         latents = scaled.repeat(n, 1, 1, 1)
         told = texts.repeated(count)
@@ -100,14 +115,23 @@ class Guided:
         if told.beside is not None:
             pooled, numbers = (each.to(scaled) for each in told.beside)
             beside = {"text_embeds": pooled, "time_ids": numbers}
+        times = torch.tensor([at.timestep], device=x.device).expand(len(latents))
+        tokens = told.tokens.to(scaled)
+        steered = self.control.added(latents, times, tokens, beside, count * prompts, at.share_done)
         answer: Tensor = self.unet(
-            latents,
-            time.expand(len(latents)),
-            told.tokens.to(scaled),
-            added_cond_kwargs=beside,
-            return_dict=False,
+            latents, times, tokens, added_cond_kwargs=beside, return_dict=False, **steered
         )[0]
-        return [*answer.float().chunk(n)]
+        return self._held(x, at, [*answer.float().chunk(n)], prompts)
+
+    def _held(self, x: Tensor, at: Moment, answers: list[Tensor], prompts: int) -> list[Tensor]:
+        """The same where no ControlNet holds the guesses to its picture."""
+        if not self.control.holds:
+            return answers
+        cleans = [
+            self.control.corrected(self._clean(x, answer, at.sigma), i < prompts)
+            for i, answer in enumerate(answers)
+        ]
+        return [self._answer(x, clean, at.sigma) for clean in cleans]
 
 
 @dataclass(frozen=True)

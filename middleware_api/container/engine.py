@@ -22,11 +22,14 @@ from middleware_api.container.checkpoint import (
     load_checkpoint,
 )
 from middleware_api.container.checkpoint_shapes import LATENT_CHANNELS
+from middleware_api.container.control import Control
+from middleware_api.container.controlnet import ControlNet, load_controlnet
 from middleware_api.container.denoiser import Guided, Refined
 from middleware_api.container.embeddings import Embedding, load_embedding
 from middleware_api.container.hires import Target
 from middleware_api.container.hypernetworks import Hypernetwork, load_hypernetwork
 from middleware_api.container.infotext import MASK_STRENGTH, infotext, seed_of
+from middleware_api.container.job_control import JobControl, Size
 from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.model_cache import ModelCache
 from middleware_api.container.progress import Step
@@ -50,6 +53,7 @@ PREVIEW_LATENTS = 16
 # Of the bytes for checkpoints: what VAE files, and LoRAs and their like, may take beside them.
 _VAE_SHARE = 8
 _NETWORKS_SHARE = 4
+_CONTROLNETS_SHARE = 2
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Models:
     """One job's loaded checkpoints, the VAE that it asks for already in each of them.
 
     `last` is the one that the last pass begins with; `refiner` is None without one. `networks` are
-    the job's LoRAs, embeddings and hypernetworks.
+    the job's LoRAs, embeddings and hypernetworks, `controlnets` those of its units in their order.
     """
 
     main: StableDiffusion
@@ -75,6 +79,7 @@ class Models:
     refiner: StableDiffusion | None
     names: Roles[WeightsName]
     networks: JobNetworks
+    controlnets: tuple[ControlNet, ...] = ()
 
     def parts(self) -> Iterator[nn.Module]:
         """Everything that a job's latents and pictures go through."""
@@ -84,7 +89,10 @@ class Models:
 
 @dataclass(frozen=True)
 class Picture:
-    """One finished picture; `index` counts over all batches of the job."""
+    """One finished picture; `index` counts over all batches of the job.
+
+    After them come the maps that ControlNet's units saw, whose `infotext` is "".
+    """
 
     index: int
     image: Image.Image
@@ -109,6 +117,9 @@ class Engine:
         self._networks: ModelCache[Lora | Embedding | Hypernetwork] = ModelCache(
             cache_bytes // _NETWORKS_SHARE, lambda m: m.n_bytes
         )
+        self._controlnets: ModelCache[ControlNet] = ModelCache(
+            cache_bytes // _CONTROLNETS_SHARE, lambda m: m.n_bytes
+        )
 
     @contextmanager
     def load(self, files: Roles[CheckpointFile]) -> Iterator[Models]:
@@ -125,14 +136,20 @@ class Engine:
                 [self._network(file, _embedding) for file in files.embeddings],
                 [self._network(file, _hypernetwork) for file in files.hypernetworks],
             )
-            files = replace(files, vae=None, loras=(), embeddings=(), hypernetworks=())
+            controlnets = tuple(
+                lent.enter_context(self._controlnet(file)) for file in files.controlnets
+            )
+            files = Roles(files.main, files.second_pass, files.refiner)
             loaded = files.each(lend)
             main, last, refiner = loaded.main, loaded.second_pass or loaded.main, loaded.refiner
             check_together(main, last, refiner)
+            for net in controlnets:
+                for model in dict.fromkeys((main, last, refiner or last)):
+                    net.check_goes_with(model)
             names = loaded.each(lambda model: WeightsName(model.name, model.sha256))
             if vae is not None:
                 names = replace(names, vae=WeightsName(vae.name, vae.sha256))
-            yield Models(main, last, refiner, names, networks)
+            yield Models(main, last, refiner, names, networks, controlnets)
 
     @contextmanager
     def _checkpoint(self, file: CheckpointFile) -> Iterator[StableDiffusion]:
@@ -149,6 +166,16 @@ class Engine:
 
         with self._vaes.use(file.sha256 or file.key, self._expected(file), read) as vae:
             yield vae
+
+    @contextmanager
+    def _controlnet(self, file: CheckpointFile) -> Iterator[ControlNet]:
+        def read() -> ControlNet:
+            return load_controlnet(file.path, file.name, file.sha256, self._device, self._dtype)
+
+        # Its name says a thing about it: see ControlNet.pools.
+        key = repr((file.sha256 or file.key, file.name))
+        with self._controlnets.use(key, self._expected(file), read) as net:
+            yield net
 
     def _network(
         self, file: CheckpointFile, read: Callable[[CheckpointFile], _Network]
@@ -195,7 +222,8 @@ class Engine:
         if request.hires is not None:
             check_enlarging(models.main, models.last, request.hires.upscaler)
         start = self.start_of(models.main, request)
-        passes = self._passes(models, request)
+        control = JobControl.of(models.controlnets, request, _sizes(models.main, request))
+        passes = self._passes(models, request, control)
         steps = sum(each.plan.steps for each in passes)
         # The WebUI decodes with what sampled last.
         decoder = models.refiner if models.refiner and request.is_refined else models.last
@@ -205,10 +233,12 @@ class Engine:
             counter = _Counter(on_step, batch * steps, steps * request.n_iter)
             latents = self._sample(models, request, start, passes, indices, counter)
             for index, latent in zip(indices, latents, strict=True):
-                image = self._decode(decoder, latent)
+                image = control.finished(self._decode(decoder, latent))
                 if start.overlay is not None:
                     image = start.overlay.apply(image)
                 yield Picture(index, image, infotext(asked, models.names, texts, index))
+        for index, image in enumerate(control.shown_maps(), request.n_iter * request.batch_size):
+            yield Picture(index, image, "")
 
     @torch.inference_mode()
     def preview(self, models: Models, clean: Tensor) -> Image.Image:
@@ -242,22 +272,27 @@ class Engine:
         mask = pictures.latent_mask(prepared.mask, width, height).to(self._device)
         return Start(shape, latent, mask, prepared.overlay, request.start.mask.fill, picture)
 
-    def _passes(self, models: Models, request: GenerationRequest) -> list[Pass]:
+    def _passes(
+        self, models: Models, request: GenerationRequest, control: JobControl
+    ) -> list[Pass]:
         """One, or two for hires fix: the first of these only when its picture is not given.
 
         The refiner, if any, works in the last one alone: the WebUI's default.
         """
         hires = request.hires
         ask, *second = self._asks(request)
+        work = self._control(control, models.main, False)
         first = self._pass(
-            models.main, request.sampler, request.plan, ask, request.cfg_scale, models
+            models.main, request.sampler, request.plan, ask, request.cfg_scale, models, work
         )
         last, cfg_scale = first, request.cfg_scale
         if hires is not None:
             (ask,), cfg_scale = second, hires.cfg_scale
-            last = self._pass(models.last, hires.sampler, hires.plan, ask, cfg_scale, models)
+            work = self._control(control, models.last, True)
+            last = self._pass(models.last, hires.sampler, hires.plan, ask, cfg_scale, models, work)
         if models.refiner is not None and request.refiner is not None:
-            refiner = self._guided(models.refiner, ask, cfg_scale, models.networks)
+            work = self._control(control, models.refiner, hires is not None)
+            refiner = self._guided(models.refiner, ask, cfg_scale, models.networks, work)
             levels = levels_of((hires or request).sampling.schedule).full
             last = replace(
                 last,
@@ -287,17 +322,25 @@ class Engine:
         ask: Ask,
         cfg_scale: float,
         models: Models,
+        control: Control,
     ) -> Pass:
-        denoise = self._guided(model, ask, cfg_scale, models.networks)
+        denoise = self._guided(model, ask, cfg_scale, models.networks, control)
         return Pass(sampler, plan, denoise, models.networks.patch(model, ask.networks))
 
     def _guided(
-        self, model: StableDiffusion, ask: Ask, cfg_scale: float, networks: JobNetworks
+        self,
+        model: StableDiffusion,
+        ask: Ask,
+        cfg_scale: float,
+        networks: JobNetworks,
+        control: Control,
     ) -> Guided:
         guidance = self._prompts.guidance(model, ask, networks)
-        return Guided(
-            model.unet, guidance, cfg_scale, self._dtype, model.prediction, model.is_inpainting
-        )
+        how = (cfg_scale, self._dtype, model.prediction, model.is_inpainting, control)
+        return Guided(model.unet, guidance, *how)
+
+    def _control(self, control: JobControl, model: StableDiffusion, is_second: bool) -> Control:
+        return control.at_work(lambda picture: self._encode(model, picture, None), is_second)
 
     def _sample(
         self,
@@ -400,6 +443,19 @@ class _Counter:
     def finish(self, steps: int) -> None:
         self.done += steps
         self.on_step(Step(self.done, self.total, None))
+
+
+def _sizes(model: StableDiffusion, request: GenerationRequest) -> list[Size]:
+    """Width and height of each pass's pictures."""
+    factor = model.latent_factor
+    width, height = max(1, request.width // factor), max(1, request.height // factor)
+    sizes = [(width * factor, height * factor)]
+    if request.hires is not None:
+        target = request.hires.target(request.width, request.height)
+        width, height = target.width // factor, target.height // factor
+        cut_x, cut_y = target.cut_x // factor, target.cut_y // factor
+        sizes.append(((width - cut_x) * factor, (height - cut_y) * factor))
+    return sizes
 
 
 def _lora(file: CheckpointFile) -> Lora:

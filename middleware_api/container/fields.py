@@ -37,10 +37,10 @@ class Fields:
 
     def __init__(self, raw: Mapping[str, Any], prefix: str = "") -> None:
         self.raw = raw
-        self._prefix = prefix
+        self.prefix = prefix
 
     def _wrong(self, name: str, expected: str) -> BadRequest:
-        return BadRequest(f"{self._prefix}{name} must be {expected}.", "bad_field")
+        return BadRequest(f"{self.prefix}{name} must be {expected}.", "bad_field")
 
     def text(self, name: str, default: str = "") -> str:
         value = self.raw.get(name)

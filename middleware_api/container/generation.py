@@ -69,4 +69,5 @@ def _make(
             encoded = pictures.encode(picture.image, request.image_format, picture.infotext)
             key = job.save_picture(picture.index, request.image_format, encoded)
             made.keys.append(key)
-            made.infotexts.append(picture.infotext)
+            if picture.infotext:
+                made.infotexts.append(picture.infotext)

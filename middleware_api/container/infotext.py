@@ -37,7 +37,9 @@ def extra_params(
     request: GenerationRequest, names: Roles[WeightsName], texts: Mapping[str, str]
 ) -> dict[str, object]:
     """What only some requests add to the parameters, in the WebUI's order."""
-    extra: dict[str, object] = {}
+    extra: dict[str, object] = {
+        f"ControlNet {place}": unit.describe() for place, unit in enumerate(request.control.units)
+    }
     if request.start is not None and request.start.mask is not None:
         extra |= _inpainting(request.start.mask)
     if request.hires is not None:

@@ -234,7 +234,18 @@ def _in_words(job_id: str) -> Iterator[None]:
 def _echo(content: bytes) -> dict[str, object]:
     """The caller's fields as the WebUI answers them: without the pictures they carried."""
     fields: dict[str, Any] = json.loads(content)
+    if "alwayson_scripts" in fields:
+        fields["alwayson_scripts"] = _without_pictures(fields["alwayson_scripts"])
     return {**fields, **{name: None for name in _PICTURE_FIELDS if name in fields}}
+
+
+def _without_pictures(value: Any) -> Any:
+    """Arguments of scripts, whose pictures may stand anywhere: no other text is so long."""
+    if isinstance(value, dict):
+        return {name: _without_pictures(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_pictures(each) for each in value]
+    return None if isinstance(value, str) and len(value) > contract.PROMPT_MAX_BYTES else value
 
 
 def _stopping() -> WorkerStopping:

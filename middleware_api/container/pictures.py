@@ -206,12 +206,14 @@ def to_picture(decoded: Tensor) -> Image.Image:
 def encode(picture: Image.Image, extension: str, infotext: str) -> bytes:
     """A file's bytes with the generation parameters where the WebUI puts them."""
     if extension == "png":
-        return encode_png(picture, {"parameters": infotext})
+        return encode_png(picture, {"parameters": infotext} if infotext else {})
     stream = io.BytesIO()
     exif = Image.Exif()
     # UserComment of the Exif directory, with its eight-byte character code.
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + infotext.encode("utf-16-be")
-    picture.save(stream, {"jpg": "JPEG", "webp": "WEBP"}[extension], quality=80, exif=exif)
+    picture.convert("RGB").save(
+        stream, {"jpg": "JPEG", "webp": "WEBP"}[extension], quality=80, exif=exif
+    )
     return stream.getvalue()
 
 

@@ -11,6 +11,12 @@ from PIL import Image
 
 from middleware_api import contract
 from middleware_api.container import schedules
+from middleware_api.container.control_units import (
+    ControlRequest,
+    control_warnings,
+    is_controlnet,
+    parse_control,
+)
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image, read_fields
 from middleware_api.container.hires import FirstPass, HiresRequest, parse_hires
@@ -114,6 +120,7 @@ class GenerationRequest:
     start: ImageRequest | None
     hires: HiresRequest | None
     refiner: RefinerRequest | None
+    control: ControlRequest
     checkpoint: str
     vae: str
     sampling: SamplingSettings
@@ -233,10 +240,11 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         sampling=sampling,
     )
     is_img2img = task == contract.TaskType.IMG2IMG.value
+    seed = _seed(fields, "seed", rng)
     return GenerationRequest(
         prompt=first.prompt,
         negative_prompt=first.negative_prompt,
-        seed=_seed(fields, "seed", rng),
+        seed=seed,
         subseed=_seed(fields, "subseed", rng),
         subseed_strength=fields.number("subseed_strength", 0, 0, 1),
         seed_resize_from=_seed_resize(fields),
@@ -254,6 +262,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         start=_start(fields) if is_img2img else None,
         hires=None if is_img2img else parse_hires(fields, first),
         refiner=_refiner(fields),
+        control=parse_control(fields, seed, is_img2img and bool(fields.raw.get("mask"))),
         checkpoint=settings.text("sd_model_checkpoint"),
         vae=_vae(settings),
         sampling=sampling,
@@ -348,8 +357,9 @@ def _warnings(fields: Fields, task: str) -> list[str]:
         if name not in _SETTINGS_USED | TEXT_SETTINGS:
             found.append(f"override_settings.{name} is not supported yet and was ignored.")
     for name, script in fields.mapping("alwayson_scripts").items():
-        if _asks_for_something(script):
+        if not is_controlnet(name) and _asks_for_something(script):
             found.append(f"alwayson_scripts.{name} is not supported yet and was ignored.")
+    found += control_warnings(fields)
     if task == contract.TaskType.IMG2IMG.value:
         if len(fields.items("init_images")) > 1:
             found.append("init_images: only the first picture was used.")

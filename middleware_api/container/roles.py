@@ -22,6 +22,7 @@ class Roles(Generic[T]):
     """One thing for each part that weights play in a job; None where the request names none.
 
     LoRAs may go by a name inside of their files: all of a job's are here once its prompts name any.
+    `controlnets` has one for each of ControlNet's units that are on, in their order.
     """
 
     main: T
@@ -31,6 +32,7 @@ class Roles(Generic[T]):
     loras: tuple[T, ...] = ()
     embeddings: tuple[T, ...] = ()
     hypernetworks: tuple[T, ...] = ()
+    controlnets: tuple[T, ...] = ()
 
     def each(self, change: Callable[[T], U]) -> Roles[U]:
         """The same parts, each with what `change` makes of it."""
@@ -45,7 +47,10 @@ class Roles(Generic[T]):
             changed(self.vae),
             *(
                 tuple(map(change, things))
-                for things in (self.loras, self.embeddings, self.hypernetworks)
+                for things in (
+                    *(self.loras, self.embeddings, self.hypernetworks),
+                    self.controlnets,
+                )
             ),
         )
 
@@ -79,9 +84,9 @@ def choose_files(
             f"override_settings.sd_vae {request.vae!r} is not among the job's VAE files: the "
             "checkpoint's own was used."
         )
-    networks = _named_in_prompts(request, files)
-    used = [f for f in (main, second_pass, refiner, vae, *networks[0]) if f is not None]
-    used += [*networks[1], *networks[2]]
+    networks = (*_named_in_prompts(request, files), _controlnets(request, files))
+    used = [f for f in (main, second_pass, refiner, vae) if f is not None]
+    used += [file for files_of_kind in networks for file in files_of_kind]
     warnings += [_unused(f) for f in files if f not in used]
     return Roles(main, second_pass, refiner, vae, *networks), warnings
 
@@ -112,6 +117,23 @@ def _named_in_prompts(
     )
 
 
+def _controlnets(request: GenerationRequest, files: Sequence[ContainerCheckpoint]) -> _Files:
+    """One for each unit that is on. Raises BadRequest when one is not among the job's."""
+    there = [file for file in files if file["type"] == CheckpointType.CONTROLNET.value]
+    found = []
+    for unit in request.control.units:
+        file = find_named(unit.model, there)
+        if file is None:
+            names = ", ".join(file["name"] for file in there) or "none"
+            raise BadRequest(
+                f"ControlNet {unit.model!r} is not among the job's ControlNet files ({names}). Add "
+                "it to the job's models, or switch its unit off.",
+                "missing_checkpoint",
+            )
+        found.append(file)
+    return tuple(found)
+
+
 def _need(field: str, wanted: str, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint:
     found = find_named(wanted, files)
     if found is None:
@@ -125,13 +147,4 @@ def _need(field: str, wanted: str, files: Sequence[ContainerCheckpoint]) -> Cont
 
 
 def _unused(file: ContainerCheckpoint) -> str:
-    known = {
-        kind.value
-        for kind in (
-            *(CheckpointType.STABLE_DIFFUSION, CheckpointType.VAE, CheckpointType.LORA),
-            *(CheckpointType.EMBEDDINGS, CheckpointType.HYPERNETWORKS),
-        )
-    }
-    if file["type"] in known:
-        return f"{file['type']} file {file['name']} is not named by the request and was ignored."
-    return f"{file['type']} file {file['name']} is not supported yet and was ignored."
+    return f"{file['type']} file {file['name']} is not named by the request and was ignored."

@@ -96,6 +96,8 @@ class _Asked:
     start: Start
     settings: SamplingSettings
     calls: int = 0
+    step: int = 0
+    counted: int = 0
 
     def guess(self, x: Tensor, sigma: float, cfg_share: float = 1.0) -> Guess:
         sampler = self.each.sampler
@@ -104,8 +106,12 @@ class _Asked:
         if self.settings.whole_timesteps and not sampler.is_on_timesteps:
             timestep = ladder.nearest_timestep(sigma)
         level = timestep if sampler.is_on_timesteps else sigma  # so the WebUI compares them
+        share_done = self.counted / max(1, self.each.plan.steps)
+        self.counted = self.step  # the WebUI counts a step once its first guess is there
         moment = Moment(
-            sigma, timestep, self.calls, cfg_share, self._is_guided(level), self.start.picture
+            *(sigma, timestep, self.calls, share_done, cfg_share),
+            self._is_guided(level),
+            self.start.picture,
         )
         self.calls += 1
         if not sampler.is_on_timesteps:
@@ -163,6 +169,10 @@ class Pass:
             x = x + (initial + noise * settings.extra_noise) * self.plan.image_scale
         asked = _Asked(self, start, settings)
 
+        def announced(i: int, clean: Tensor | None) -> None:
+            asked.step = i
+            step(i, clean)
+
         def apart(x: Tensor, sigma: float, cfg_share: float) -> tuple[Tensor, Tensor]:
             guess = asked.guess(x, sigma, cfg_share)
             return guess.clean, guess.unguided
@@ -171,7 +181,7 @@ class Pass:
             self.plan,
             lambda x, sigma: asked.guess(x, sigma).clean,
             apart,
-            step,
+            announced,
             fresh_noise=lambda: stack([noise.fresh() for noise in noises]),
             path_noise=lambda a, b: stack([noise.along_path(a, b) for noise in noises]),
             eta=self.sampler.eta_of(settings),

@@ -202,10 +202,12 @@ class WebUiService:
     def _weights(
         self, request: PictureRequest, checkpoint: WeightsName
     ) -> dict[CheckpointType, list[str]]:
-        """The checkpoint, and whatever else the request names and is here."""
+        """The checkpoint, and whatever else the request names and is here.
+
+        Raises NotFound for a ControlNet that is not: without it there is no picture.
+        """
         models = self.models.mentioned(request.prompts)
         named = [(CheckpointType.STABLE_DIFFUSION, name) for name in request.further_checkpoints]
-        named += [(CheckpointType.CONTROLNET, name) for name in request.controlnet_models]
         if request.vae is not None and request.vae not in _OWN_VAE:
             named.append((CheckpointType.VAE, request.vae))
         models[CheckpointType.STABLE_DIFFUSION] = [checkpoint.name]
@@ -214,7 +216,9 @@ class WebUiService:
                 name = self.models.find(kind, wording).name
                 if name not in models.setdefault(kind, []):
                     models[kind].append(name)
-        return models
+        kind = CheckpointType.CONTROLNET
+        nets = [self.models.find(kind, wording).name for wording in request.controlnet_models]
+        return models | ({kind: list(dict.fromkeys(nets))} if nets else {})
 
 
 def _where(job: InferenceJob) -> str:

@@ -10,7 +10,7 @@ from middleware_api.contract import PAGE_MAX, CheckpointState, CheckpointType
 from middleware_api.errors import NotFound
 from middleware_api.records import UsedCheckpoint
 from middleware_api.services.checkpoints import CheckpointService
-from middleware_api.weights_name import WeightsName
+from middleware_api.weights_name import SHORT_HASH_DIGITS, WeightsName
 
 _TITLE = re.compile(r"(?P<name>.*?)(?: ?\[(?P<hash>[0-9A-Fa-f]{8,64})\])?", re.DOTALL)
 _HASH = re.compile(r"[0-9a-f]{8,64}")
@@ -44,7 +44,8 @@ class WebUiModels:
         """By file name, with or without its ending, by title, or by (the begin of) its sha256.
 
         A title's hash stands above its name: another file of that name is not the one that is
-        meant. Raises NotFound, which names it.
+        meant. But eight digits may be the WebUI's hash of old, of a part of the file, by which the
+        ControlNet extension still calls its models. Raises NotFound, which names it.
         """
         title = _TITLE.fullmatch(wording.strip())
         name, wanted = (title["name"], title["hash"] or "") if title else (wording, "")
@@ -56,6 +57,8 @@ class WebUiModels:
             for file in self.files(kind):
                 if file.sha256.startswith(wanted or name.lower()):
                     return file
+        if found is not None and len(wanted) < SHORT_HASH_DIGITS:
+            return WeightsName(found.name, found.sha256)
         raise NotFound(
             f"There is no Active {kind.value} checkpoint '{wording}'. Upload it first, or choose "
             "one that GET /checkpoints?status=Active lists.",

@@ -49,6 +49,12 @@ class PretendJob:
         return int(self.body.get("n_iter", 1)) * int(self.body.get("batch_size", 1))
 
     @property
+    def maps(self) -> int:
+        """Pictures behind the others: what ControlNet's units saw."""
+        units = self.body.get("alwayson_scripts", {}).get("controlnet", {}).get("args", [])
+        return sum(unit["enabled"] and unit.get("save_detected_map", True) for unit in units)
+
+    @property
     def schedule(self) -> str:
         """As the engine: the sampler's own where it was left open."""
         asked = self.body.get("scheduler", "Automatic")
@@ -243,7 +249,7 @@ class PretendCloud:
             refused = self.refuse_seed is not None and job.body.get("seed") == self.refuse_seed
             job.error = f"seed {self.refuse_seed} cannot be made." if refused else self.fail_with
             job.state = "failed" if job.error else "succeed"
-            job.made = self.made_before_failing if job.error else job.count
+            job.made = self.made_before_failing if job.error else job.count + job.maps
 
     def _show(self, job: PretendJob) -> dict[str, Any]:
         running = job.state == "inprogress"

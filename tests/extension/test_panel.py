@@ -160,6 +160,26 @@ def test_a_controlnet_model_is_used_under_the_clouds_name_for_it(host):
     ]
 
 
+def test_what_a_unit_saw_is_shown_once_behind_the_pictures_and_not_saved(host):
+    host.cloud.checkpoints.add("ControlNet", "canny.safetensors", "ab" * 32)
+    unit = SimpleNamespace(enabled=True, model="canny [d14c016b]")
+    off = SimpleNamespace(enabled=False, model="canny [d14c016b]")
+
+    def made(**settings):
+        host.shared.opts.data.update(settings)
+        p = host.p(runner=host.runner(ControlNet()), args=[off, unit], n_iter=3, seed=5)
+        return host.process_images(p)
+
+    result = made()
+    assert len(result.images) == 5  # a grid, three pictures and one map
+    assert len(result.infotexts) == 4
+    assert "parameters" in result.images[3].info
+    units = [job.body["alwayson_scripts"]["controlnet"]["args"][1] for job in host.cloud.jobs]
+    assert [unit.get("save_detected_map", True) for unit in units] == [True, False, False]
+    assert len(list((host.folder / "samples").iterdir())) == 3
+    assert len(made(control_net_no_detectmap=True).images) == 4
+
+
 def panel_p(host, *, upload_now):
     p = host.p(prompt="a circle")
     p.script_args = [0, True, MINE, "Automatic", False, "", upload_now]
