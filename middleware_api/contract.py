@@ -262,6 +262,7 @@ CFG_SCALE_MAX = 100
 PROMPT_MAX_BYTES = 32 * 1024
 BODY_MAX_BYTES = 6 * 1024 * 1024
 INSTANCE_COUNT_MAX = 6
+DATASET_FILES_MAX = 1000
 # The one that samples, the refiner, and the one of the second pass (hires fix).
 STABLE_DIFFUSION_MAX = 3
 
@@ -596,6 +597,10 @@ def dataset_prefix(dataset_name: str) -> str:
     """Prefix of a data set's files."""
     return f"dataset/{dataset_name}/"
 
+
+# What a data set is read as: pictures, and beside each of them its caption.
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CAPTION_ENDING = ".txt"
 
 UPLOADS_PREFIX = "uploads/"
 

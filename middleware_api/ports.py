@@ -135,6 +135,9 @@ class Objects(Protocol):
     def keys(self, prefix: str) -> list[str]:
         """Keys below a prefix that ends in '/', sorted."""
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The bytes of each object below a prefix that ends in '/', by its key."""
+
     def presigned_get(self, key: str, seconds: int) -> str:
         """A URL that reads one object."""
 

@@ -120,3 +120,65 @@ def test_a_data_set_is_its_owners_alone(shared: Server) -> None:
         assert anna.post("/dataset", json=mine).status_code == 200
         assert [d["datasetName"] for d in anna.get("/datasets").json()["datasets"]] == ["annas"]
     assert shared.client.get("/annas/data").status_code == 200, "an administrator sees all"
+
+
+def write(server: Server, name: str, *files: str) -> httpx.Response:
+    content = [{"filename": file, "name": file, "type": "txt"} for file in files]
+    return server.client.post(f"/dataset/{name}/files", json={"content": content})
+
+
+def files_of(server: Server, name: str) -> dict[str, int | None]:
+    shown = server.client.get(f"/dataset/{name}/data").json()
+    return {file["name"]: file["size"] for file in shown["data"]}
+
+
+def state_of(server: Server, name: str) -> str:
+    listed = server.client.get("/datasets").json()["datasets"]
+    return next(one["status"] for one in listed if one["datasetName"] == name)
+
+
+def test_a_caption_is_written_anew_and_another_one_added(shared: Server) -> None:
+    made = create(shared, "dogs", "a.png", "a.txt")
+    assert files_of(shared, "dogs") == {"a.png": None, "a.txt": None}
+    for target in made["s3PresignUrl"]:
+        httpx.put(target["url"], content=b"old").raise_for_status()
+    enable(shared, "dogs").raise_for_status()
+
+    (target,) = write(shared, "dogs", "a.txt").json()["s3PresignUrl"]
+    httpx.put(target["url"], content=b"a dog").raise_for_status()
+    assert files_of(shared, "dogs") == {"a.png": 3, "a.txt": 5}
+    assert state_of(shared, "dogs") == "Enabled"
+
+    answer = write(shared, "dogs", "a.txt", "b.txt").json()
+    assert [target["filename"] for target in answer["s3PresignUrl"]] == ["a.txt", "b.txt"]
+    assert state_of(shared, "dogs") == "Disabled", "nobody trains on what has not arrived"
+    assert enable(shared, "dogs").status_code == 409
+    httpx.put(answer["s3PresignUrl"][1]["url"], content=b"b").raise_for_status()
+    assert enable(shared, "dogs").status_code == 200
+    listed = shared.client.get("/datasets").json()["datasets"]
+    assert next(one["files"] for one in listed if one["datasetName"] == "dogs") == 3
+
+
+def test_files_are_taken_out_one_by_one_but_not_the_last(shared: Server) -> None:
+    made = create(shared, "birds", "a.png", "b.png", "c.png")
+    httpx.put(made["s3PresignUrl"][0]["url"], content=b"a").raise_for_status()
+    url = "/dataset/birds/files"
+    gone = shared.client.get("/dataset/birds/data").json()["data"][0]["preview_url"]
+    answer = shared.client.delete(url, params={"name": ["a.png", "b.png"]})
+    assert answer.json()["datasetName"] == "birds"
+    assert files_of(shared, "birds") == {"c.png": None}
+    assert httpx.get(gone).status_code == 404
+    again = shared.client.delete(url, params={"name": "a.png"})
+    assert (again.status_code, again.json()["code"]) == (404, "dataset_file_not_found")
+    last = shared.client.delete(url, params={"name": "c.png"})
+    assert (last.status_code, last.json()["code"]) == (409, "no_files_left")
+    assert files_of(shared, "birds") == {"c.png": None}
+
+
+def test_a_data_set_has_its_bound_however_it_grows(shared: Server) -> None:
+    create(shared, "many", *(f"{n}.png" for n in range(1000)))
+    refused = write(shared, "many", "0.png", "one more.png")
+    assert (refused.status_code, refused.json()["code"]) == (409, "too_many_files")
+    assert write(shared, "many", "0.png").status_code == 200
+    assert write(shared, "many", "../0.png").status_code == 422
+    assert write(shared, "nobody's", "0.png").status_code == 404

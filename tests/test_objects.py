@@ -92,7 +92,10 @@ def test_names_that_artists_give(store: Store) -> None:
         key = f"dataset/{name}"
         store.objects.write(key, name.encode())
         assert store.get(store.objects.presigned_get(key, 60)) == (200, name.encode())
-    assert len(store.objects.keys("dataset/")) == 3
+    sizes = store.objects.sizes("dataset/")
+    assert sorted(sizes) == store.objects.keys("dataset/")
+    assert len(sizes) == 3
+    assert sizes["dataset/b."] == 2
 
 
 def test_what_is_below_a_prefix_is_listed_and_deleted_and_nothing_else(store: Store) -> None:

@@ -13,6 +13,8 @@ from middleware_api.api.wire import (
     DatasetBody,
     DatasetData,
     DatasetDataAnswer,
+    DatasetFileBody,
+    DatasetFilesBody,
     DatasetFileUrl,
     DatasetListAnswer,
     DatasetListItem,
@@ -21,10 +23,11 @@ from middleware_api.api.wire import (
     MessageAnswer,
     Name,
 )
-from middleware_api.contract import DatasetState, Scope, dataset_prefix
+from middleware_api.contract import DATASET_FILES_MAX, DatasetState, Scope, dataset_prefix
 from middleware_api.errors import InvalidRequest
 from middleware_api.ports import Objects
-from middleware_api.services.datasets import DatasetService
+from middleware_api.records import Dataset
+from middleware_api.services.datasets import DatasetService, FileUrl
 
 
 def dataset_router(service: DatasetService, objects: Objects) -> APIRouter:
@@ -34,21 +37,42 @@ def dataset_router(service: DatasetService, objects: Objects) -> APIRouter:
     def location(key: str) -> str:
         return f"s3://{objects.bucket}/{key}"
 
-    @router.post("/dataset", **needs(Scope.TRAIN, 409))
-    async def create_dataset(principal: Caller, body: DatasetBody) -> DatasetUploadAnswer:
-        """Create a data set; its files go to the presigned URLs."""
-        names = [file.name for file in body.content]
-        if len(set(names)) < len(names):
-            raise InvalidRequest("the same name twice", ("body", "content"))
-        files = [(file.name, file.type) for file in body.content]
-        dataset, urls = service.create(principal, body.dataset_name, files, body.params)
+    def upload(
+        dataset: Dataset, sent: list[DatasetFileBody], urls: list[FileUrl]
+    ) -> DatasetUploadAnswer:
         return DatasetUploadAnswer(
             datasetName=dataset.name,
             s3PresignUrl=[
-                DatasetFileUrl(filename=sent.filename, s3=location(to.file.key), url=to.url)
-                for sent, to in zip(body.content, urls, strict=True)
+                DatasetFileUrl(filename=file.filename, s3=location(to.file.key), url=to.url)
+                for file, to in zip(sent, urls, strict=True)
             ],
         )
+
+    @router.post("/dataset", **needs(Scope.TRAIN, 409))
+    async def create_dataset(principal: Caller, body: DatasetBody) -> DatasetUploadAnswer:
+        """Create a data set; its files go to the presigned URLs."""
+        files = _files(body.content)
+        dataset, urls = service.create(principal, body.dataset_name, files, body.params)
+        return upload(dataset, body.content, urls)
+
+    @router.post("/dataset/{dataset_name}/files", **needs(Scope.TRAIN, 404, 409))
+    async def write_dataset_files(
+        principal: Caller, dataset_name: str, body: DatasetFilesBody
+    ) -> DatasetUploadAnswer:
+        """Write files of a data set anew, or add some."""
+        found = service.find(principal, dataset_name)
+        dataset, urls = service.write_files(found, _files(body.content))
+        return upload(dataset, body.content, urls)
+
+    @router.delete("/dataset/{dataset_name}/files", **needs(Scope.TRAIN, 404, 409))
+    async def remove_dataset_files(
+        principal: Caller,
+        dataset_name: str,
+        name: Annotated[list[Name], Query(min_length=1, max_length=DATASET_FILES_MAX)],
+    ) -> DatasetAnswer:
+        """Delete files of a data set."""
+        changed = service.remove_files(service.find(principal, dataset_name), name)
+        return DatasetAnswer(datasetName=changed.name, status=changed.state)
 
     @router.put("/dataset", **needs(Scope.TRAIN, 404, 409))
     async def update_dataset(principal: Caller, body: DatasetStateBody) -> DatasetAnswer:
@@ -81,6 +105,7 @@ def dataset_router(service: DatasetService, objects: Objects) -> APIRouter:
                     s3=location(dataset_prefix(dataset.name)),
                     status=dataset.state,
                     timestamp=dataset.created_at,
+                    files=len(dataset.files),
                 )
                 for dataset in page.items
             ],
@@ -96,6 +121,7 @@ def dataset_router(service: DatasetService, objects: Objects) -> APIRouter:
                     key=shown.file.key,
                     name=shown.file.name,
                     type=shown.file.type,
+                    size=shown.size,
                     preview_url=shown.url,
                     dataStatus=dataset.state,
                 )
@@ -114,3 +140,10 @@ def dataset_router(service: DatasetService, objects: Objects) -> APIRouter:
         return data(principal, dataset_name)
 
     return router
+
+
+def _files(content: list[DatasetFileBody]) -> list[tuple[str, str]]:
+    names = [file.name for file in content]
+    if len(set(names)) < len(names):
+        raise InvalidRequest("the same name twice", ("body", "content"))
+    return [(file.name, file.type) for file in content]

@@ -28,6 +28,7 @@ from pydantic import (
 from middleware_api.contract import (
     BATCH_SIZE_MAX,
     CFG_SCALE_MAX,
+    DATASET_FILES_MAX,
     INSTANCE_COUNT_MAX,
     N_ITER_MAX,
     NAME_MAX_BYTES,
@@ -498,8 +499,14 @@ class DatasetBody(BaseModel):
     """A new data set."""
 
     dataset_name: Name
-    content: list[DatasetFileBody] = Field(min_length=1, max_length=1000)
+    content: list[DatasetFileBody] = Field(min_length=1, max_length=DATASET_FILES_MAX)
     params: dict[str, Any] = {}
+
+
+class DatasetFilesBody(BaseModel):
+    """Files of a data set to write: ones that it has, or further ones."""
+
+    content: list[DatasetFileBody] = Field(min_length=1, max_length=DATASET_FILES_MAX)
 
 
 class DatasetStateBody(BaseModel):
@@ -923,12 +930,13 @@ class DatasetAnswer(Answer):
 
 
 class DatasetListItem(Answer):
-    """One data set; `timestamp` is when it was made, in epoch seconds."""
+    """One data set; `timestamp` is when it was made, in epoch seconds, `files` their number."""
 
     datasetName: str
     s3: str
     status: DatasetState
     timestamp: float
+    files: int
 
 
 class DatasetListAnswer(Answer):
@@ -940,11 +948,12 @@ class DatasetListAnswer(Answer):
 
 
 class DatasetData(Answer):
-    """One file of a data set."""
+    """One file of a data set; `size` in bytes, null where it has not arrived."""
 
     key: str
     name: str
     type: str
+    size: int | None
     preview_url: str
     dataStatus: DatasetState
 

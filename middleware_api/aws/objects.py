@@ -80,17 +80,22 @@ class S3Objects:
     def delete_all(self, prefix: str) -> None:
         """See `ports.Objects`."""
         _require_folder(prefix)
-        for keys in self._pages(prefix):
+        for page in self._pages(prefix):
+            doomed = [{"Key": found["Key"]} for found in page]
             answer = self._s3.delete_objects(
-                Bucket=self.bucket, Delete={"Objects": [{"Key": k} for k in keys], "Quiet": True}
+                Bucket=self.bucket, Delete={"Objects": doomed, "Quiet": True}
             )
             for refused in answer.get("Errors", ()):
                 raise ClientError({"Error": refused}, "DeleteObjects")
 
     def keys(self, prefix: str) -> list[str]:
         """See `ports.Objects`."""
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """See `ports.Objects`."""
         _require_folder(prefix)
-        return [key for keys in self._pages(prefix) for key in keys]
+        return {found["Key"]: found["Size"] for page in self._pages(prefix) for found in page}
 
     def presigned_get(self, key: str, seconds: int) -> str:
         """See `ports.Objects`."""
@@ -169,14 +174,14 @@ class S3Objects:
         )
         return url
 
-    def _pages(self, prefix: str) -> Iterator[list[str]]:
-        """Keys, at most 1,000 at a time, sorted as S3 lists them."""
+    def _pages(self, prefix: str) -> Iterator[list[dict[str, Any]]]:
+        """Objects, at most 1,000 at a time, sorted by key as S3 lists them."""
         pages = self._s3.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=prefix
         )
         for page in pages:
-            if keys := [found["Key"] for found in page.get("Contents", ())]:
-                yield keys
+            if found := page.get("Contents"):
+                yield found
 
 
 def _require_folder(prefix: str) -> None:

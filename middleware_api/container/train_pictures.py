@@ -17,9 +17,8 @@ from middleware_api.container.pictures import flatten
 from middleware_api.container.storage import Storage
 from middleware_api.container.train_buckets import Size, fitted
 from middleware_api.container.train_captions import words_of_name
+from middleware_api.contract import CAPTION_ENDING, PICTURE_ENDINGS
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-CAPTION_ENDING = ".txt"
 _ENCODED_AT_ONCE = 4
 
 

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -108,13 +108,14 @@ class FolderObjects:
 
     def keys(self, prefix: str) -> list[str]:
         """See `ports.Objects`."""
-        # A leading dot marks what a worker is still writing.
-        found = (
-            path
-            for path in self.path(prefix).rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        )
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
+        return sorted(path.relative_to(self.root).as_posix() for path in self._below(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """See `ports.Objects`."""
+        return {
+            path.relative_to(self.root).as_posix(): path.stat().st_size
+            for path in self._below(prefix)
+        }
 
     def presigned_get(self, key: str, seconds: int) -> str:
         """See `ports.Objects`."""
@@ -169,6 +170,12 @@ class FolderObjects:
         with self._lock:
             self._part_folders.pop(upload_id, None)
         shutil.rmtree(self._multipart / upload_id, ignore_errors=True)
+
+    def _below(self, prefix: str) -> Iterator[Path]:
+        # A leading dot marks what a worker is still writing.
+        for path in self.path(prefix).rglob("*"):
+            if path.is_file() and not path.name.startswith("."):
+                yield path
 
     def path(self, key: str) -> Path:
         """Where an object lies. Keys are made by `contract` from checked names; one that would
