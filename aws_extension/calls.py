@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from requests import Response
 from requests.adapters import BaseAdapter
@@ -12,6 +12,19 @@ from requests.adapters import BaseAdapter
 from aws_extension import http
 from aws_extension.errors import UnexpectedAnswer
 from middleware_api.contract import IDEMPOTENCY_HEADER
+
+
+class Call(Protocol):
+    """A client's own way to send a request, for the parts of the API that have classes."""
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        document: object = None,
+        params: http.Params | None = None,
+        idempotency_key: str = "",
+    ) -> Response: ...
 
 
 class Calls:

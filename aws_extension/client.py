@@ -23,6 +23,7 @@ from aws_extension.answers import (
     parse_texts,
 )
 from aws_extension.checkpoint_calls import CheckpointCalls
+from aws_extension.dataset_calls import DatasetCalls
 from aws_extension.errors import (
     Conflict,
     ConnectionLost,
@@ -148,6 +149,10 @@ class CloudClient(CheckpointCalls):
     def training(self) -> TrainingCalls:
         """The rows of models, data sets and training jobs."""
         return TrainingCalls(self._call)
+
+    def datasets(self) -> DatasetCalls:
+        """The rows of data sets."""
+        return DatasetCalls(self._call)
 
     # Endpoints
 
