@@ -147,9 +147,10 @@ class CloudClient(CheckpointCalls):
 
     @property
     def training(self) -> TrainingCalls:
-        """The rows of models, data sets and training jobs."""
+        """The rows of models and training jobs."""
         return TrainingCalls(self._call)
 
+    @property
     def datasets(self) -> DatasetCalls:
         """The rows of data sets."""
         return DatasetCalls(self._call)

@@ -5,25 +5,25 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aws_extension.client import CloudClient
-from aws_extension.errors import Cancelled, UploadFailed
-from middleware_api.contract import DatasetState, is_valid_name
+from aws_extension.dataset_uploads import DatasetOrder, send
+from aws_extension.errors import UploadFailed
+from middleware_api.contract import (
+    CAPTION_ENDING,
+    DATASET_FILES_MAX,
+    PICTURE_ENDINGS,
+    DatasetState,
+    is_valid_name,
+)
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CAPTIONS = (".txt",)
-# The bound of one data set.
-FILES_MAX = 1000
-# Small files wait for answers, not for the line.
-AT_ONCE = 8
 _NOT_IN_NAMES = re.compile(r"[^\w.\-]+")
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures of a folder, not of its subfolders. Raises UploadFailed."""
-    return [file for file in _files(folder) if file.suffix.lower() in PICTURES]
+    return [file for file in _files(folder) if file.suffix.lower() in PICTURE_ENDINGS]
 
 
 def send_folder(
@@ -38,15 +38,16 @@ def send_folder(
     UploadFailed, Cancelled or the API's errors.
     """
     if not pictures_in(folder):
+        endings = ", ".join(PICTURE_ENDINGS)
         raise UploadFailed(
-            f"'{folder}' has no pictures ({', '.join(PICTURES)}). Choose the folder that they are "
-            "in; subfolders are not looked into."
+            f"'{folder}' has no pictures ({endings}). Choose the folder that they are in; "
+            "subfolders are not looked into."
         )
     files = _files(folder)
-    if len(files) > FILES_MAX:
+    if len(files) > DATASET_FILES_MAX:
         raise UploadFailed(
-            f"'{folder}' has {len(files)} pictures and captions; a data set holds {FILES_MAX}. "
-            "Make several folders of it."
+            f"'{folder}' has {len(files)} pictures and captions; a data set holds "
+            f"{DATASET_FILES_MAX}. Make several folders of it."
         )
     for file in files:
         if not is_valid_name(file.name):
@@ -55,12 +56,10 @@ def send_folder(
                 "and . _ - ( ) + [ ] are allowed, no dot at the start."
             )
     name = dataset_name(folder, files)
-    states = {one.name: one.state for one in client.training.list_datasets()}
-    if states.get(name) is DatasetState.ENABLED:
-        return name
-    if name not in states:
-        _send(client, name, files, on_progress, should_cancel)
-    client.training.enable_dataset(name)
+    states = {one.name: one.state for one in client.datasets.all()}
+    if states.get(name) is not DatasetState.ENABLED:
+        order = DatasetOrder(name, tuple(files))
+        send(client, order, lambda arrived, _: on_progress(arrived, len(files)), should_cancel)
     return name
 
 
@@ -74,39 +73,12 @@ def dataset_name(folder: Path, files: list[Path]) -> str:
     return f"{stem[:60]}-{digest.hexdigest()[:8]}"
 
 
-def _send(
-    client: CloudClient,
-    name: str,
-    files: list[Path],
-    on_progress: Callable[[int, int], None],
-    should_cancel: Callable[[], bool],
-) -> None:
-    by_name = {file.name: file for file in files}
-    urls = client.training.create_dataset(name, list(by_name))
-
-    def put(file_name: str) -> None:
-        client.storage.send("PUT", urls[file_name], body=by_name[file_name].read_bytes())
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        sent = [pool.submit(put, file_name) for file_name in urls]
-        try:
-            for done, one in enumerate(sent):
-                if should_cancel():
-                    raise Cancelled("The upload was stopped. Start it again.")
-                on_progress(done, len(sent))
-                one.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            client.training.delete_dataset(name)
-            raise
-
-
 def _files(folder: Path) -> list[Path]:
     try:
         return sorted(
             file
             for file in folder.iterdir()
-            if file.is_file() and file.suffix.lower() in PICTURES + CAPTIONS
+            if file.is_file() and file.suffix.lower() in (*PICTURE_ENDINGS, CAPTION_ENDING)
         )
     except OSError as fault:
         raise UploadFailed(

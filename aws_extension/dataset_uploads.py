@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from aws_extension.client import CloudClient
-from aws_extension.errors import CloudError, NotFound, UploadFailed
+from aws_extension.errors import Cancelled, CloudError, NotFound, UploadFailed
 from aws_extension.upload_progress import Meter, UploadProgress
 from aws_extension.whole_file import write_whole
 from middleware_api.contract import CAPTION_ENDING, DATASET_FILES_MAX, DatasetState
@@ -153,7 +153,7 @@ class DatasetUploads:
         order = run.sending.order
         try:
             send(self._client(), order, lambda *told: self._note(run, *told), run.stop.is_set)
-        except _Stopped:
+        except Cancelled:
             return
         except CloudError as fault:
             self._end(run, str(fault))
@@ -175,17 +175,15 @@ class DatasetUploads:
                 run.sending = replace(run.sending, state=SendState.FAILED, error=error)
 
 
-class _Stopped(Exception):
-    """The sending was paused or given up."""
-
-
 def send(
     client: CloudClient,
     order: DatasetOrder,
     on_progress: Callable[[int, UploadProgress], None] = lambda arrived, progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Send what the data set does not have yet, and enable it. Raises CloudError, OSError."""
+    """Send what the data set does not have yet, and enable it. Callbacks run in
+    the calling thread. Raises Cancelled, CloudError, OSError.
+    """
     by_name = {path.name: path for path in order.files}
     if len(by_name) < len(order.files):
         raise UploadFailed("Two of the files have one name. Rename one of them.")
@@ -198,7 +196,7 @@ def send(
 
     def put(name: str) -> None:
         if should_stop():
-            raise _Stopped
+            raise Cancelled("It was stopped. Start it again to go on from there.")
         client.storage.send("PUT", urls[name], body=by_name[name].read_bytes())
         meter.add(sizes[name])
 

@@ -1,4 +1,4 @@
-"""The training half of the HTTP API: models, training jobs, and the data sets that they read."""
+"""The training half of the HTTP API: models and training jobs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Protocol
-from urllib.parse import quote
-
-from requests import Response
+from typing import Any
 
 from aws_extension import http
 from aws_extension.answers import Fields
+from aws_extension.calls import Call
 from aws_extension.errors import NotFound
 from middleware_api.contract import (
     CURSOR_HEADER,
     CheckpointType,
-    DatasetState,
     ModelState,
     TrainState,
 )
@@ -36,18 +33,6 @@ class WorkingModel:
     checkpoint_id: str
     progress: float
     error: str
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set of row 28; `location` is how a training job names it."""
-
-    name: str
-    state: DatasetState
-
-    @property
-    def location(self) -> str:
-        return f"s3:///dataset/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -114,19 +99,6 @@ class NewTrainJob:
     params: Mapping[str, Any]
 
 
-class Call(Protocol):
-    """`CloudClient`'s own way to send a request."""
-
-    def __call__(
-        self,
-        method: str,
-        path: str,
-        document: object = None,
-        params: http.Params | None = None,
-        idempotency_key: str = "",
-    ) -> Response: ...
-
-
 class TrainingCalls:
     """These rows of one client."""
 
@@ -164,39 +136,6 @@ class TrainingCalls:
     def delete_model(self, model_id: str) -> None:
         """Forget a model; one that is gone already is as good."""
         self._delete("/model", model_id)
-
-    # Data sets
-
-    def list_datasets(self, states: Sequence[DatasetState] = ()) -> list[Dataset]:
-        """Row 28, all pages, newest first."""
-        params: dict[str, list[str]] = {"dataset_status": [s.value for s in states]}
-        return [
-            Dataset(fields.text("datasetName"), fields.choice("status", DatasetState))
-            for fields in self._all("/datasets", "datasets", params)
-        ]
-
-    def dataset_files(self, name: str) -> list[str]:
-        """Row 29: the names of a data set's files."""
-        answer = self._fields("GET", f"/dataset/{quote(name, safe='')}/data")
-        return [item.text("name") for item in answer.objects("data")]
-
-    def create_dataset(self, name: str, files: Sequence[str]) -> dict[str, str]:
-        """Row 26: where each file goes, by its name."""
-        content = [{"filename": file, "name": file, "type": ""} for file in files]
-        answer = self._fields("POST", "/dataset", {"dataset_name": name, "content": content})
-        return {item.text("filename"): item.text("url") for item in answer.objects("s3PresignUrl")}
-
-    def enable_dataset(self, name: str) -> None:
-        """Row 27."""
-        body = {"dataset_name": name, "status": DatasetState.ENABLED.value}
-        self._call("PUT", "/dataset", body)
-
-    def delete_dataset(self, name: str) -> None:
-        """Forget a data set and its files; one that is gone already is as good."""
-        try:
-            self._call("DELETE", "/dataset", params={"name": name})
-        except NotFound:
-            return
 
     # Training jobs
 

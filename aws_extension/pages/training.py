@@ -278,7 +278,7 @@ class _Page:
             bases = find_bases(self.access, client)
             jobs, following = client.training.page(JOBS_PER_PAGE)
             known = Known(bases, find_measured(client, jobs), following)
-            names = [d.name for d in client.training.list_datasets([DatasetState.ENABLED])]
+            names = [d.name for d in client.datasets.all([DatasetState.ENABLED])]
             shown = show_list(self.access.preparations.of(user), jobs)
             watch = links.watch(self.access, "trainings", user, {"cursor": ""})
         except CloudError as fault:
@@ -336,8 +336,8 @@ class _Page:
                 if folder.strip():
                     found += len(pictures_in(Path(folder.strip()).expanduser()))
                 elif dataset:
-                    names = self.access.glance(user_of(request)).training.dataset_files(dataset)
-                    found += sum(not name.lower().endswith(".txt") for name in names)
+                    files = self.access.glance(user_of(request)).datasets.files(dataset)
+                    found += sum(not file.name.lower().endswith(".txt") for file in files)
             except CloudError:
                 continue  # said when it is sent
         return found

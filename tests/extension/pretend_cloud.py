@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from aws_extension.fake_transport import FakeAnswer, Sent
 from middleware_api.contract import CURSOR_HEADER, ON_BEHALF_HEADER
 from tests.extension.pretend_checkpoints import PretendCheckpoints
+from tests.extension.pretend_datasets import PretendDatasets
 
 TOKEN = "token-of-the-tests-0123456789"
 CHECKPOINT = "demo.safetensors"
@@ -29,7 +30,7 @@ SHA256 = "ab" * 32
 
 
 # Nothing is trained here.
-_EMPTY = {"/trains": "trainJobs", "/models": "models", "/datasets": "datasets"}
+_EMPTY = {"/trains": "trainJobs", "/models": "models"}
 
 
 @dataclass
@@ -114,6 +115,7 @@ class PretendCloud:
 
     def __post_init__(self) -> None:
         self.checkpoints = PretendCheckpoints(self.base)
+        self.datasets = PretendDatasets(self.base)
         self.checkpoints.add("Stable-diffusion", CHECKPOINT, SHA256)
 
     def __call__(self, sent: Sent) -> FakeAnswer:
@@ -128,6 +130,8 @@ class PretendCloud:
         if path.startswith("/parts/"):
             _, _, checkpoint_id, number = path.split("/")
             return self.checkpoints.take(checkpoint_id, int(number), sent)
+        if path.startswith("/pictures/"):
+            return self.datasets.take(path, sent)
         headers = {k.lower(): v for k, v in sent.headers.items()}
         if headers.get("x-api-key") != TOKEN:
             return _refuse(401, "The token is missing or wrong.")
@@ -146,6 +150,8 @@ class PretendCloud:
                 return known.delete(query["id"][0])
             acts = {"POST": known.create, "PATCH": known.rename, "PUT": known.change}
             return acts[sent.method](sent.json)
+        if path.startswith("/dataset"):
+            return self.datasets.answer(sent, path, query)
         if path == "/upload_checkpoint":
             return self.checkpoints.fetch(sent.json)
         if path.endswith("/prefetch"):
@@ -344,7 +350,9 @@ def serve(cloud: PretendCloud, port: int = 0) -> Iterator[str]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    cloud.base = cloud.checkpoints.base = f"http://127.0.0.1:{server.server_port}"
+    cloud.base = cloud.checkpoints.base = cloud.datasets.base = (
+        f"http://127.0.0.1:{server.server_port}"
+    )
     try:
         yield cloud.base
     finally:

@@ -46,6 +46,8 @@ class Cloud:
         if path.startswith("/store/"):
             self.put[path.removeprefix("/store/")] = sent.body
             return FakeAnswer()
+        if path.startswith("/dataset/") and path.split("/")[2] not in self.datasets:
+            return FakeAnswer(404, {"statusCode": 404, "error": "none", "code": "none"})
         return FakeAnswer(body=getattr(self, f"{sent.method.lower()}_{path[1:]}")(sent))
 
     def get_datasets(self, sent: Sent) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def test_a_folder_is_sent_once(fake_client: Build, pictures: Path) -> None:
     assert name.startswith("my-dog-")
     assert cloud.datasets == {name: "Enabled"}
     assert cloud.put == {"a.png": b"a.png", "b.JPG": b"b.JPG", "a.txt": b"a.txt"}
-    assert told == [(0, 3), (1, 3), (2, 3)]
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     cloud.put.clear()
     assert send_folder(client, pictures) == name
     assert cloud.put == {}
