@@ -17,9 +17,14 @@
         return "";
     }
 
-    function openTraining(model) {
+    const pause = () => new Promise((done) => setTimeout(done, 200));
+
+    async function openTraining(model) {
         window.sdawsOpenTab("tab_sdaws_cloud");
         window.sdawsOpenTab("sdaws_tab_training");
+        // What the page has to choose from comes from the server; without one it says so itself.
+        const chosen = document.querySelector("#sdaws_training_base input");
+        for (let left = 100; left > 0 && !chosen.value; left--) await pause();
         const box = document.querySelector("#sdaws_training_wanted textarea, #sdaws_training_wanted input");
         box.value = model;
         box.dispatchEvent(new Event("input", { bubbles: true }));

@@ -15,7 +15,7 @@ from aws_extension.dataset_folder import pictures_in
 from aws_extension.dreambooth_settings import Verdict, judge, read_settings, saved_settings
 from aws_extension.errors import CloudError, NotFound, UploadFailed
 from aws_extension.pages import html, links, training_form
-from aws_extension.pages.common import keep_or_first, shown_to_user, user_of
+from aws_extension.pages.common import shown_to_user, user_of
 from aws_extension.pages.endpoints import instance_type, offered_machines
 from aws_extension.pages.html import Value
 from aws_extension.pages.training_form import NO_DATASET, Form, Read, read_form
@@ -287,10 +287,10 @@ class _Page:
         return (
             html.listing(shown, READ, watch, PANELS),
             known,
-            gr.update(choices=list(known.bases), value=keep_or_first(base, list(known.bases))),
-            gr.update(choices=configs, value=keep_or_first(saved, configs) or None),
+            _offer(list(known.bases), base),
+            _offer(configs, saved),
             gr.update(interactive=bool(known.following)),
-            *(gr.update(choices=offered, value=keep_or_first(one, offered)) for one in chosen),
+            *(_offer(offered, one) for one in chosen),
         )
 
     def older(self, known: Known, request: gr.Request) -> tuple[Any, ...]:
@@ -448,6 +448,13 @@ class _Page:
         with shown_to_user():
             self.access.client(user_of(request)).training.delete_model(model_id)
         return html.notice("idle", "Deleted."), self.models(request), ""
+
+
+def _offer(choices: list[str], current: str | None) -> Any:
+    """What is chosen stays untouched: it may have changed since this was asked for."""
+    if current in choices:
+        return gr.update(choices=choices)
+    return gr.update(choices=choices, value=choices[0] if choices else None)
 
 
 def _require(read: Read) -> None:

@@ -66,6 +66,24 @@ def tell(demo, app):
 script_callbacks.on_app_started(tell)
 """
 
+# A stand-in for the Dreambooth extension: its tab, with the names and ids that it has.
+DREAMBOOTH = """
+import gradio as gr
+from modules import script_callbacks
+
+def tab():
+    with gr.Blocks() as dreambooth_interface:
+        with gr.Row(elem_id="DbTopRow"):
+            gr.Button(value="Save Settings", elem_id="db_save_config")
+            train = gr.Button(value="Train", variant="primary", elem_id="db_train")
+        gr.Dropdown(label="Model", choices=["cat", "dot"])
+        said = gr.HTML(elem_id="db_status")
+        train.click(lambda: "trained here", None, said)
+    return ((dreambooth_interface, "Dreambooth", "dreambooth_interface"),)
+
+script_callbacks.on_ui_tabs(tab)
+"""
+
 
 @dataclass(frozen=True)
 class RealWebui:
@@ -150,8 +168,9 @@ def running_webui(checkout: Path, data: Path, **environ: str) -> Iterator[str]:
     """The WebUI with our extension, and a data folder of its own; its address."""
     (data / "extensions").mkdir()
     (data / "extensions" / "sdaws").symlink_to(REPOSITORY)
-    (data / "extensions" / "tell-inside" / "scripts").mkdir(parents=True)
-    (data / "extensions" / "tell-inside" / "scripts" / "inside.py").write_text(INSIDE)
+    for name, script in (("tell-inside", INSIDE), ("sd_dreambooth_extension", DREAMBOOTH)):
+        (data / "extensions" / name / "scripts").mkdir(parents=True)
+        (data / "extensions" / name / "scripts" / "main.py").write_text(script)
     (data / "ui-config.json").write_text(json.dumps(FIRST_SHOWN))
     port = free_port()
     log = data / "webui.log"
