@@ -37,6 +37,7 @@ test-extension: .venv/ready .venv-webui/ready
 
 docs: .venv/ready
 	.venv/bin/python -m middleware_api.api.reference
+	.venv/bin/python -m middleware_api.api.training_reference
 	.venv/bin/python -m middleware_api.deploy.routes
 
 check: .venv/ready .venv-webui/ready

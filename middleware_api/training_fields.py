@@ -118,7 +118,9 @@ class TrainSettings:
         "but at most a tenth of the training.",
         low=-1,
     )
-    lr_cycles: int = _honoured(1, "Cycles of cosine, and of cosine_with_restarts.", low=1, high=1e3)
+    lr_cycles: int = _honoured(
+        1, "Half waves of cosine, and restarts of cosine_with_restarts.", low=1, high=1e3
+    )
     lr_factor: float = _honoured(
         0.5, "What constant and linear begin with, as a share of the rate.", low=1e-6, high=1
     )
