@@ -263,6 +263,7 @@ PROMPT_MAX_BYTES = 32 * 1024
 BODY_MAX_BYTES = 6 * 1024 * 1024
 INSTANCE_COUNT_MAX = 6
 DATASET_FILES_MAX = 1000
+CONTROL_UNITS_MAX = 10
 # The one that samples, the refiner, and the one of the second pass (hires fix).
 STABLE_DIFFUSION_MAX = 3
 

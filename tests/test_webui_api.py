@@ -18,6 +18,7 @@ from middleware_api.api.app import create_app
 from middleware_api.api.waiting import Gateway
 from middleware_api.contract import CheckpointType, InvocationResult, Progress, TaskType
 from middleware_api.ports import InvocationFinished
+from middleware_api.preprocessors import PREPROCESSORS
 from middleware_api.records import InferenceJob
 from tests.world import ADMIN_TOKEN, World
 
@@ -188,6 +189,30 @@ def test_what_the_request_names_goes_along(world: World, client: TestClient) -> 
         "ControlNet": ["canny.safetensors"],
     }
     assert sent(world)["refiner_checkpoint"] == "refiner.safetensors"
+
+
+def test_controlnet_tells_of_its_models_and_preprocessors(world: World, client: TestClient) -> None:
+    world.checkpoint("canny.safetensors", CheckpointType.CONTROLNET)
+    (name,) = client.get("/controlnet/model_list").json()["model_list"]
+    assert name.startswith("canny [")
+    modules = client.get("/controlnet/module_list").json()
+    assert modules["module_list"] == [each.name for each in PREPROCESSORS]
+    assert modules["module_detail"]["canny"] == {
+        "model_free": False,
+        "sliders": [
+            {"name": "Resolution", "value": 512, "min": 64, "max": 2048},
+            {"name": "Low Threshold", "value": 100, "min": 1, "max": 255},
+            {"name": "High Threshold", "value": 200, "min": 1, "max": 255},
+        ],
+    }
+    menus = client.get("/controlnet/module_list", params={"alias_names": True}).json()
+    assert "invert (from white bg & black line)" in menus["module_list"]
+    assert client.get("/controlnet/version").json() == {"version": 3}
+    assert client.get("/controlnet/settings").json() == {"control_net_unit_count": 10}
+    world.checkpoint("main.safetensors")
+    draw(world)
+    ask(client, alwayson_scripts={"controlnet": {"args": [{"model": name}]}})
+    assert used(world)["ControlNet"] == ["canny.safetensors"]
 
 
 def test_a_controlnets_title_has_another_kind_of_hash(world: World, client: TestClient) -> None:

@@ -45,7 +45,7 @@ _CREDENTIALS = [
     Depends(HTTPBase(scheme="basic", scheme_name="HTTPBasic", auto_error=False)),
 ]
 
-_WEBUI_PREFIX = "/sdapi/"
+_WEBUI_PREFIXES = ("/sdapi/", "/controlnet/")
 
 
 class _Application(FastAPI):
@@ -77,7 +77,7 @@ class _LateRoutes:
         self._complete = complete
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_WEBUI_PREFIX):
+        if scope["type"] == "http" and scope["path"].startswith(_WEBUI_PREFIXES):
             self._complete()
         await self._app(scope, receive, send)
 
@@ -101,9 +101,13 @@ def create_app(
     """
 
     def webui() -> APIRouter:
+        from middleware_api.api.controlnet import controlnet_router
         from middleware_api.api.webui_api import webui_router
 
-        return webui_router(services.webui, services.inference, stopping, gateway)
+        router = APIRouter()
+        router.include_router(webui_router(services.webui, services.inference, stopping, gateway))
+        router.include_router(controlnet_router(services.webui))
+        return router
 
     app = _Application(
         webui,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image
+from middleware_api.contract import CONTROL_UNITS_MAX
 from middleware_api.preprocessors import (
     PREPROCESSORS,
     Preprocessor,
@@ -23,7 +24,6 @@ from middleware_api.preprocessors import (
 
 TITLE = "controlnet"
 """The extension's name among `alwayson_scripts`, where case does not matter."""
-UNITS_MAX = 10
 
 
 class ControlMode(Enum):
@@ -162,9 +162,9 @@ def parse_control(fields: Fields, seed: int, is_masked: bool) -> ControlRequest:
     has an inpainting mask of its own.
     """
     units = tuple(_unit(unit, is_masked) for unit in _enabled(fields))
-    if len(units) > UNITS_MAX:
+    if len(units) > CONTROL_UNITS_MAX:
         raise BadRequest(
-            f"{len(units)} ControlNet units are on. Use at most {UNITS_MAX}.", "bad_field"
+            f"{len(units)} ControlNet units are on. Use at most {CONTROL_UNITS_MAX}.", "bad_field"
         )
     # The extension takes the seed for an open variation seed, too.
     subseed = fields.integer("subseed", -1, -1, 2**32 - 1)
