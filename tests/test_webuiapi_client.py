@@ -8,13 +8,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import webuiapi
-from PIL import Image
+from PIL import Image, ImageOps
+from safetensors.torch import save
 
+from middleware_api.container.checkpoint_shapes import UNetShape
 from middleware_api.demo.__main__ import CHECKPOINT
+from tests.engine_checkpoints import TINY
+from tests.sample_controlnets import controlnet, ldm_names
 from tests.server import Server
 
 SMALL = {"steps": 3, "width": 64, "height": 64, "seed": 7, "sampler_name": "Euler"}
@@ -64,6 +69,28 @@ def test_without_the_token_nothing_opens(webui_studio: Server) -> None:
     stranger.set_auth("anybody", "wrong")
     with pytest.raises(RuntimeError, match="401"):
         stranger.txt2img(prompt="x")
+
+
+def test_its_controlnet_units_steer(api: webuiapi.WebUIApi, webui_studio: Server) -> None:
+    demo = replace(TINY, unet=UNetShape(4, 4, (96, 96), 1, (1, 0), 64))
+    weights = save(ldm_names({k: v.half() for k, v in controlnet(size=demo).state_dict().items()}))
+    webui_studio.upload(weights, "control_lines.safetensors", "ControlNet")
+    (model,) = api.controlnet_model_list()
+    assert model.startswith("control_lines [")
+    assert "canny" in api.controlnet_module_list()
+    line = Image.new("RGB", (64, 64))
+    line.paste("white", (20, 0, 24, 64))
+    unit = webuiapi.ControlNetUnit(image=line, module="invert", model="control_lines [d14c016b]")
+    # A dict of our own: the client keeps its default one, units and all, for later calls.
+    asked = {"prompt": "a red circle", "alwayson_scripts": {}, **SMALL}
+    plain = api.txt2img(**asked)
+    made = api.txt2img(**asked, controlnet_units=[unit])
+    picture, seen = made.images
+    assert seen.tobytes() == ImageOps.invert(line).tobytes()
+    assert len(plain.images) == 1
+    assert plain.image.tobytes() != picture.tobytes()
+    assert "ControlNet 0: " in made.info["infotexts"][0]
+    assert made.info["warnings"] == []
 
 
 def test_a_prompt_becomes_pictures(api: webuiapi.WebUIApi) -> None:
