@@ -105,6 +105,7 @@ DEPLOY_PYTHON ?= $(if $(filter 0,$(shell python3.12 -c 'import ensurepip' >/dev/
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q --upgrade pip
 	.venv/bin/python -m pip install -q $(PIP_TORCH) --group middleware --group aws --group engine --group train --group extension --group test-middleware --group check
+	.venv/bin/python -m pip install -q --no-deps --group upscaling
 	touch $@
 
 .venv-webui/ready: pyproject.toml | python

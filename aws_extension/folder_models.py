@@ -9,6 +9,10 @@ from pathlib import Path
 from aws_extension.model_needs import LocalFile
 from middleware_api.contract import CheckpointType
 
+# The WebUI has a folder for each family of upscalers.
+_FOLDERS = {
+    CheckpointType.ESRGAN: ("ESRGAN", "RealESRGAN", "SwinIR", "DAT", "HAT", "ScuNET"),
+}
 _EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -26,9 +30,10 @@ class FolderModels:
     def of(self, kind: CheckpointType) -> tuple[LocalFile, ...]:
         """The files of one kind; none where there is no such folder."""
         found = []
-        for parent, _, names in os.walk(self.folder / kind.value, followlinks=True):
-            for name in sorted(names):
-                path = Path(parent, name)
-                if name.lower().endswith(_EXTENSIONS) and path.is_file():
-                    found.append(LocalFile(kind, path, path.stat().st_size))
+        for folder in _FOLDERS.get(kind, (kind.value,)):
+            for parent, _, names in os.walk(self.folder / folder, followlinks=True):
+                for name in sorted(names):
+                    path = Path(parent, name)
+                    if name.lower().endswith(_EXTENSIONS) and path.is_file():
+                        found.append(LocalFile(kind, path, path.stat().st_size))
         return tuple(found)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from aws_extension.answers import Checkpoint
 from aws_extension.quantities import size
+from middleware_api.catalogue import LATENT_UPSCALE_MODES, UPSCALERS
 from middleware_api.contract import NAME_MAX_BYTES, CheckpointType
 from middleware_api.weights_name import SHORT_HASH_DIGITS
 
@@ -31,14 +32,19 @@ _NO_FILE = frozenset(
     ["", "none", "automatic", "auto", "passthrough", "use same checkpoint", "use same vae"]
 )
 
+# Upscalers that every engine has.
+_NO_MODEL = frozenset(name.casefold() for name in (*UPSCALERS, *LATENT_UPSCALE_MODES))
+
 _PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
 _FIELDS = {
     "refiner_checkpoint": CheckpointType.STABLE_DIFFUSION,
     "hr_checkpoint_name": CheckpointType.STABLE_DIFFUSION,
+    "hr_upscaler": CheckpointType.ESRGAN,
 }
 _SETTINGS = {
     "sd_model_checkpoint": CheckpointType.STABLE_DIFFUSION,
     "sd_vae": CheckpointType.VAE,
+    "upscaler_for_img2img": CheckpointType.ESRGAN,
 }
 # Parts of a script's arguments that are off, whatever else they say.
 _OFF = {"enabled": False, "ad_tab_enable": False, "ad_tap_enable": False, "ad_model": "None"}
@@ -51,6 +57,7 @@ _WORDS = {
     CheckpointType.HYPERNETWORKS: "hypernetwork",
     CheckpointType.CONTROLNET: "ControlNet model",
     CheckpointType.VAE: "VAE",
+    CheckpointType.ESRGAN: "upscaler",
 }
 
 
@@ -233,8 +240,14 @@ class RequestWalk:
 def _replace(fields: dict[str, Any], kinds: Mapping[str, CheckpointType], visit: Visit) -> None:
     for name, kind in kinds.items():
         value = fields.get(name)
-        if isinstance(value, str) and value.strip().lower() not in _NO_FILE:
+        if isinstance(value, str) and _names_file(kind, value.strip()):
             fields[name] = visit(_need(kind, value)) or value
+
+
+def _names_file(kind: CheckpointType, value: str) -> bool:
+    if kind is CheckpointType.ESRGAN and value.casefold() in _NO_MODEL:
+        return False
+    return value.lower() not in _NO_FILE
 
 
 def parse_name(text: str) -> tuple[str, str]:

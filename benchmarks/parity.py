@@ -1,12 +1,13 @@
 """`python -m benchmarks.parity` compares the engine's pictures with a real WebUI's, case by case.
 
 The bar: 40 dB in 95 % of the cases of `tests/parity/cases.py`. The WebUI (1.10.1) must have the
-demo checkpoint and its .yaml loaded, and serve its API (`--api --no-half --use-cpu all`). Its
-pictures stay in a folder for the next run; `--keep` writes what the tests hold the engine to.
+demo checkpoint and its .yaml loaded, the upscalers that `python -m tests.parity.files FOLDER`
+writes in its models/ESRGAN, and serve its API (`--api --no-half --use-cpu all`). Its pictures
+stay in a folder for the next run; `--keep` writes what the tests hold the engine to.
 
 The WebUI's img2img is not its request's alone: it draws the picture's latent by the generator
-that the picture before left. The engine takes the mean, which costs some likeness here, and
-none that shows with the VAEs of SD 1.x, whose spread is next to nothing.
+that the generation before left, which is that of its last seed. The engine draws by the picture's
+own seed: the same when a seed is used again, as here, where all cases have the same.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import requests
 import torch
 from PIL import Image
 
-from middleware_api.container.engine import CheckpointFile, Engine, Models
+from middleware_api.container.engine import Engine
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
-from middleware_api.demo.train import CHECKPOINT
 from tests.parity.cases import CASES, Case
+from tests.parity.files import roles_of, write_upscalers
 from tests.parity.kept import KEPT, psnr, write_kept
 
 BAR_DB, BAR_SHARE = 40.0, 0.95
@@ -64,6 +65,11 @@ DEFAULTS: dict[str, object] = {
     "img2img_extra_noise": 0.0,
     "img2img_fix_steps": False,
     "enable_quantization": False,
+    "upscaler_for_img2img": "None",
+    "ESRGAN_tile": 192,
+    "ESRGAN_tile_overlap": 8,
+    "overlay_inpaint": True,
+    "img2img_background_color": "#ffffff",
 }
 
 
@@ -78,9 +84,10 @@ def of_the_webui(url: str, case: Case, folder: Path) -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
-def of_the_engine(engine: Engine, models: Models, case: Case) -> Image.Image:
+def of_the_engine(engine: Engine, upscalers: Path, case: Case) -> Image.Image:
     request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
-    (picture,) = engine.generate(models, request, lambda step: None)
+    with engine.load(roles_of(request, upscalers)) as models:
+        (picture,) = engine.generate(models, request, lambda step: None)
     return picture.image.convert("RGB")
 
 
@@ -88,12 +95,12 @@ def compared(url: str, folder: Path, only: str) -> Iterator[tuple[Case, Image.Im
     """Each case with the WebUI's picture and the engine's likeness to it in dB."""
     torch.set_num_threads(1)
     engine = Engine(torch.device("cpu"), 10**9, PromptEncoder())
-    file = CheckpointFile(CHECKPOINT, CHECKPOINT.name, "demo", "")
-    with engine.load(Roles(file)) as models:
+    with TemporaryDirectory() as upscalers:
+        write_upscalers(Path(upscalers))
         for case in CASES:
             if only in case.name:
                 theirs = of_the_webui(url, case, folder)
-                ours = of_the_engine(engine, models, case)
+                ours = of_the_engine(engine, Path(upscalers), case)
                 yield case, theirs, psnr(np.asarray(theirs), np.asarray(ours))
 
 

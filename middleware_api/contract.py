@@ -76,6 +76,8 @@ class CheckpointType(str, Enum):
     HYPERNETWORKS = "hypernetworks"
     CONTROLNET = "ControlNet"
     VAE = "VAE"
+    # Added by us to those of the API's original document; named as the WebUI's folder.
+    ESRGAN = "ESRGAN"  # upscalers that are models, also of other families
 
 
 class ModelState(str, Enum):
@@ -264,6 +266,7 @@ BODY_MAX_BYTES = 6 * 1024 * 1024
 INSTANCE_COUNT_MAX = 6
 DATASET_FILES_MAX = 1000
 CONTROL_UNITS_MAX = 10
+EXTRAS_MAX = 100
 # The one that samples, the refiner, and the one of the second pass (hires fix).
 STABLE_DIFFUSION_MAX = 3
 

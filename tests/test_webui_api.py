@@ -442,6 +442,46 @@ def test_extras_need_no_checkpoint(world: World, client: TestClient) -> None:
     assert (sent(world)["upscaler_1"], sent(world)["upscaling_resize"]) == ("Lanczos", 2)
 
 
+def test_upscalers_that_are_models_go_along(world: World, client: TestClient) -> None:
+    names = ("4x_a.safetensors", "4x_b.safetensors")
+    for name in names:
+        world.checkpoint(name, CheckpointType.ESRGAN)
+    listed = client.get("/sdapi/v1/upscalers").json()
+    assert {u["name"] for u in listed} == {"None", "Lanczos", "Nearest", "4x_a", "4x_b"}
+    draw(world)
+    body = {"imageList": [{"data": "aGk=", "name": "x"}], "upscaler_1": "4x_a"}
+    answer = ask(client, "/sdapi/v1/extra-batch-images", **body, upscaler_2=names[1])
+    assert [base64.b64decode(image) for image in answer["images"]] == [b"picture 0"]
+    assert {name: sorted(files) for name, files in used(world).items()} == {"ESRGAN": [*names]}
+    missing = client.post("/sdapi/v1/extra-batch-images", json=body | {"upscaler_2": "LDSR"})
+    assert missing.status_code == 404
+    assert "no Active ESRGAN checkpoint 'LDSR'" in missing.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "upscalers"),
+    [
+        ("txt2img", {"hr_upscaler": "4x_a", "enable_hr": True}, ["4x_a.safetensors"]),
+        ("txt2img", {"hr_upscaler": "4x_a"}, []),
+        ("txt2img", {"hr_upscaler": "Latent", "enable_hr": True}, []),
+        ("txt2img", {"override_settings": {"upscaler_for_img2img": "4x_a"}}, []),
+        (
+            "img2img",
+            {"init_images": ["x"], "override_settings": {"upscaler_for_img2img": "4x_a"}},
+            ["4x_a.safetensors"],
+        ),
+    ],
+)
+def test_only_the_upscaler_that_is_used_goes_along(
+    world: World, client: TestClient, path: str, fields: dict[str, object], upscalers: list[str]
+) -> None:
+    world.checkpoint("main.safetensors")
+    world.checkpoint("4x_a.safetensors", CheckpointType.ESRGAN)
+    draw(world)
+    ask(client, f"/sdapi/v1/{path}", **fields)
+    assert used(world).get("ESRGAN", []) == upscalers
+
+
 @pytest.mark.parametrize(
     ("path", "body", "place"),
     [
@@ -470,7 +510,7 @@ def test_what_does_not_fit_is_refused_before_a_job_is_made(
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", "interrogate"), ("POST", "extra-batch-images"), ("GET", "cmd-flags")],
+    [("POST", "interrogate"), ("GET", "cmd-flags")],
 )
 def test_what_is_not_here_says_so(idle: TestClient, method: str, path: str) -> None:
     body = {} if method == "POST" else None

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from middleware_api.container.checkpoint_shapes import UNetShape
 from middleware_api.demo.__main__ import CHECKPOINT
 from tests.engine_checkpoints import TINY
 from tests.sample_controlnets import controlnet, ldm_names
+from tests.sample_upscalers import repeating, write_pickled
 from tests.server import Server
 
 SMALL = {"steps": 3, "width": 64, "height": 64, "seed": 7, "sampler_name": "Euler"}
@@ -177,3 +179,22 @@ def test_a_picture_is_enlarged(api: webuiapi.WebUIApi) -> None:
     )
     assert large.image.size == (32, 24)
     assert "Postprocess upscaler: Lanczos" in large.info
+
+
+def test_an_upscaler_of_torch_is_uploaded_and_used(
+    api: webuiapi.WebUIApi, server: Server, tmp_path: Path
+) -> None:
+    file = write_pickled(tmp_path / "2x_same.pth", repeating(2), "params_ema")
+    server.upload(file.read_bytes(), file.name, "ESRGAN")
+    deadline = time.monotonic() + 60
+    while "2x_same" not in [u["name"] for u in api.get_upscalers()]:  # until it is converted
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pictures = [Image.linear_gradient("L").convert("RGB").resize((16, 8)), Image.new("RGB", (8, 8))]
+    large = api.extra_batch_images(pictures, upscaler_1="2x_same", upscaling_resize=2)
+    nearest = [p.resize((2 * p.width, 2 * p.height), Image.Resampling.NEAREST) for p in pictures]
+    assert [p.tobytes() for p in large.images] == [p.tobytes() for p in nearest]
+    hires = {**SMALL, "width": 32, "height": 32, "enable_hr": True, "denoising_strength": 0.5}
+    one, other = (api.txt2img(hr_upscaler=name, **hires) for name in ("2x_same", "Nearest"))
+    assert one.image.tobytes() == other.image.tobytes()
+    assert "Hires upscaler: 2x_same" in one.info["infotexts"][0]

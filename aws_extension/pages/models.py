@@ -29,6 +29,7 @@ _TYPES = {
     CheckpointType.EMBEDDINGS: "Embeddings",
     CheckpointType.HYPERNETWORKS: "Hypernetworks",
     CheckpointType.CONTROLNET: "ControlNet models",
+    CheckpointType.ESRGAN: "Upscalers",
 }
 _UPLOADING: dict[UploadState, str] = {
     UploadState.WAITING: "Waiting for its turn",

@@ -118,6 +118,15 @@ def _controlnet_folders() -> list[str]:
     return [str(folder) for folder in folders if folder]
 
 
+def _upscalers() -> Iterator[LocalFile]:
+    # Of all the folders that the WebUI has for them. Those that it would first have to download
+    # have an address in the place of a file.
+    for upscaler in getattr(shared, "sd_upscalers", ()):
+        path = getattr(upscaler, "local_data_path", None) or upscaler.data_path
+        if path:
+            yield from _file(CheckpointType.ESRGAN, path, (upscaler.name,))
+
+
 def _walk(folder: str | None, extensions: tuple[str, ...]) -> Iterator[str]:
     for parent, _, names in os.walk(folder or "", followlinks=True):
         for name in sorted(names):
@@ -132,4 +141,5 @@ _LISTS: dict[CheckpointType, Callable[[], Iterator[LocalFile]]] = {
     CheckpointType.HYPERNETWORKS: _hypernetworks,
     CheckpointType.EMBEDDINGS: _embeddings,
     CheckpointType.CONTROLNET: _controlnet_models,
+    CheckpointType.ESRGAN: _upscalers,
 }

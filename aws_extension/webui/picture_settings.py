@@ -22,11 +22,13 @@ _OF_THE_ENGINE = (
     *("sgm_noise_multiplier", "no_dpmpp_sde_batch_determinism"),
     *("uni_pc_variant", "uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
     *("sd_noise_schedule", "use_downcasted_alpha_bar"),
+    *("upscaler_for_img2img", "ESRGAN_tile", "ESRGAN_tile_overlap"),
 )
 # Other values that ask for nothing more than the default does.
 _IDLE: dict[str, tuple[Any, ...]] = {
     "CLIP_stop_at_last_layers": (None, 0, 1),
     "sd_vae": (None, "", "None", "Automatic"),
+    "upscaler_for_img2img": (None, "", "None"),
 }
 # Pictures between two passes never come here; those of masks are made of them.
 _NEEDS_MASK = ("return_mask", "save_mask", "return_mask_composite", "save_mask_composite")

@@ -26,6 +26,7 @@ _HIRES = [
 _IMG2IMG = [
     "denoising_strength", "resize_mode", "image_cfg_scale", "initial_noise_multiplier",
 ]  # fmt: skip
+_OF_IMG2IMG = ("upscaler_for_img2img",)  # which names a model that nothing else needs
 _MASK = [
     "mask_blur",     "mask_blur_x",     "mask_blur_y",     "inpainting_fill",
     "inpaint_full_res",     "inpaint_full_res_padding",     "inpainting_mask_invert",
@@ -47,6 +48,8 @@ def request_fields(
         fields.update(_present(p, _HIRES))
         if getattr(p, "firstpass_image", None) is not None:
             fields["firstpass_image"] = encode_picture(p.firstpass_image)
+    if not is_img2img(p):
+        settings = {name: settings[name] for name in settings if name not in _OF_IMG2IMG}
     if settings:
         fields["override_settings"] = dict(settings)
     if other_scripts:

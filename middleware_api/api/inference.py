@@ -47,7 +47,12 @@ from middleware_api.services.training import TrainingService
 JobId = Annotated[str, Query(alias="jobID")]
 
 # What the containers can do today; the others are in the contract and come with their engine.
-_AVAILABLE = frozenset({TaskType.TXT2IMG, TaskType.IMG2IMG, TaskType.EXTRA_SINGLE_IMAGE})
+_AVAILABLE = frozenset(
+    {
+        *(TaskType.TXT2IMG, TaskType.IMG2IMG),
+        *(TaskType.EXTRA_SINGLE_IMAGE, TaskType.EXTRA_BATCH_IMAGES),
+    }
+)
 
 
 def inference_router(

@@ -17,7 +17,10 @@ from middleware_api.api.waiting import Gateway, ended
 from middleware_api.api.webui_wire import (
     EmbeddingsAnswer,
     ExtrasAnswer,
+    ExtrasBatchAnswer,
+    ExtrasBatchBody,
     ExtrasBody,
+    ExtrasFields,
     ExtrasInfo,
     Img2ImgBody,
     InterrogateBody,
@@ -40,6 +43,7 @@ from middleware_api.api.webui_wire import (
     WebUiScheduler,
     WebUiUpscaler,
     WebUiVae,
+    extras_request,
     picture_request,
     unknown_options,
 )
@@ -90,6 +94,22 @@ def webui_router(
         images = [_encoded(picture) for picture in result.pictures] if body.send_images else []
         return PicturesAnswer(images=images, parameters=result.parameters, info=result.info)
 
+    async def enlarged(
+        caller: Principal,
+        request: Request,
+        task: TaskType,
+        body: ExtrasFields,
+        idempotency_key: str | None,
+    ) -> tuple[str, list[str]]:
+        """What is said of the pictures, and they themselves, at least one."""
+        asked = extras_request(task, body)
+        job = await to_thread.run_sync(service.submit_extras, caller, asked, idempotency_key)
+        result = await finished(caller, request, job)
+        if not result.pictures:
+            raise Conflict(f"Job '{job.id}' was cancelled before it made a picture.", "interrupted")
+        info = ExtrasInfo.model_validate_json(result.info)
+        return info.html_info, [_encoded(picture) for picture in result.pictures]
+
     @router.post("/txt2img", **waits)
     async def webui_txt2img(
         caller: JobCaller,
@@ -118,20 +138,21 @@ def webui_router(
         idempotency_key: IdempotencyKey = None,
     ) -> ExtrasAnswer:
         """A picture, enlarged; answers when it is."""
-        document = body.model_dump(mode="json")
-        job = await to_thread.run_sync(
-            service.submit_extras, caller, document, body.sagemaker_endpoint_name, idempotency_key
-        )
-        result = await finished(caller, request, job)
-        if not result.pictures:
-            raise Conflict(f"Job '{job.id}' was cancelled before it made a picture.", "interrupted")
-        info = ExtrasInfo.model_validate_json(result.info)
-        return ExtrasAnswer(html_info=info.html_info, image=_encoded(result.pictures[0]))
+        task = TaskType.EXTRA_SINGLE_IMAGE
+        words, images = await enlarged(caller, request, task, body, idempotency_key)
+        return ExtrasAnswer(html_info=words, image=images[0])
 
-    @router.post("/extra-batch-images", **needs(Scope.INFER, 501))
-    async def webui_extra_batch_images() -> None:
-        """Not available: send the pictures one by one."""
-        raise NotAvailable("Send the pictures one by one to POST /sdapi/v1/extra-single-image.")
+    @router.post("/extra-batch-images", **waits)
+    async def webui_extra_batch_images(
+        caller: JobCaller,
+        request: Request,
+        body: ExtrasBatchBody,
+        idempotency_key: IdempotencyKey = None,
+    ) -> ExtrasBatchAnswer:
+        """Pictures, enlarged; answers when all are."""
+        task = TaskType.EXTRA_BATCH_IMAGES
+        words, images = await enlarged(caller, request, task, body, idempotency_key)
+        return ExtrasBatchAnswer(html_info=words, images=images)
 
     @router.post("/interrogate", **needs(Scope.INFER, 501))
     async def webui_interrogate(_body: InterrogateBody) -> None:
@@ -171,7 +192,7 @@ def webui_router(
 
     _add_options(router, service)
     _add_weights(router, service)
-    _add_catalogue(router)
+    _add_catalogue(router, service)
     _add_what_is_not_here(router)
     return router
 
@@ -260,7 +281,7 @@ def _add_weights(router: APIRouter, service: WebUiService) -> None:
         add_refresh(what)
 
 
-def _add_catalogue(router: APIRouter) -> None:
+def _add_catalogue(router: APIRouter, service: WebUiService) -> None:
     @router.get("/samplers", responses=errors())
     async def webui_samplers() -> list[WebUiSampler]:
         """Samplers."""
@@ -285,9 +306,12 @@ def _add_catalogue(router: APIRouter) -> None:
 
     @router.get("/upscalers", responses=errors())
     async def webui_upscalers() -> list[WebUiUpscaler]:
-        """Ways to enlarge a picture."""
+        """Ways to enlarge a picture: those that are always there, and Active ESRGAN files."""
+        scale = catalogue.UPSCALER_SCALE
+        models = service.models.files(CheckpointType.ESRGAN)
         return [
-            WebUiUpscaler(name=name, scale=catalogue.UPSCALER_SCALE) for name in catalogue.UPSCALERS
+            *(WebUiUpscaler(name=name, scale=scale) for name in catalogue.UPSCALERS),
+            *(WebUiUpscaler(name=f.stem, model_path=f.name, scale=scale) for f in models),
         ]
 
     @router.get("/latent-upscale-modes", responses=errors())

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from middleware_api import catalogue
 from middleware_api.api.wire import Answer, GenerationFields, Name, Prompt
-from middleware_api.contract import SIZE_MAX, TaskType
+from middleware_api.contract import EXTRAS_MAX, SIZE_MAX, TaskType
 from middleware_api.services.webui_api import (
     CHECKPOINT_OPTION,
     CLIP_SKIP_OPTION,
+    ExtrasRequest,
     PictureRequest,
 )
 
@@ -47,6 +49,7 @@ class OverrideSettings(BaseModel):
 
     sd_model_checkpoint: Wording | None = None
     sd_vae: Wording | None = None
+    upscaler_for_img2img: Wording | None = None
     CLIP_stop_at_last_layers: ClipSkip | None = None
 
 
@@ -66,6 +69,7 @@ class Txt2ImgBody(GenerationFields):
     hr_negative_prompt: Prompt | None = None
     refiner_checkpoint: Wording | None = None
     hr_checkpoint_name: Wording | None = None
+    hr_upscaler: Wording | None = None
     override_settings: OverrideSettings | None = None
     alwayson_scripts: dict[str, AlwaysOnScript] | None = None
     script_name: NoScript | None = None
@@ -79,12 +83,11 @@ class Img2ImgBody(Txt2ImgBody):
     mask: str | None = None
 
 
-class ExtrasBody(BaseModel):
-    """A picture (base64) to enlarge."""
+class ExtrasFields(BaseModel):
+    """How to enlarge pictures. `override_settings` may have ESRGAN_tile and ESRGAN_tile_overlap."""
 
     model_config = ConfigDict(extra="allow")
 
-    image: str = Field(min_length=1)
     resize_mode: Literal[0, 1] = 0
     upscaling_resize: float = Field(2, gt=0, le=_ENLARGED_MAX)
     upscaling_resize_w: int = Field(512, ge=1, le=_ENLARGED_MAX)
@@ -94,6 +97,25 @@ class ExtrasBody(BaseModel):
     upscaler_2: Wording = "None"
     extras_upscaler_2_visibility: float = Field(0, ge=0, le=1)
     sagemaker_endpoint_name: Name | None = None
+
+
+class ExtrasBody(ExtrasFields):
+    """A picture (base64) to enlarge."""
+
+    image: str = Field(min_length=1)
+
+
+class ExtrasPicture(BaseModel):
+    """A picture (base64) and its file's name."""
+
+    data: str = Field(min_length=1)
+    name: str = ""
+
+
+class ExtrasBatchBody(ExtrasFields):
+    """Pictures to enlarge."""
+
+    imageList: list[ExtrasPicture] = Field(min_length=1, max_length=EXTRAS_MAX)
 
 
 class ExtrasInfo(BaseModel):
@@ -139,6 +161,13 @@ class ExtrasAnswer(Answer):
 
     html_info: str
     image: str
+
+
+class ExtrasBatchAnswer(Answer):
+    """The pictures in base64, in the request's order."""
+
+    html_info: str
+    images: list[str]
 
 
 class PictureInfoAnswer(Answer):
@@ -306,6 +335,7 @@ def picture_request(task: TaskType, body: Txt2ImgBody) -> PictureRequest:
         further_checkpoints=tuple(name for name in further if name not in (None, "", "None")),
         vae=settings.sd_vae,
         controlnet_models=tuple(_controlnet_models(body.alwayson_scripts or {})),
+        upscalers=tuple(_upscalers(task, body, settings)),
     )
 
 
@@ -318,6 +348,28 @@ def _texts(prompt: str | list[str] | None) -> list[str]:
     if prompt is None:
         return []
     return prompt if isinstance(prompt, list) else [prompt]
+
+
+def extras_request(task: TaskType, body: ExtrasFields) -> ExtrasRequest:
+    """What the service has to know of a body."""
+    upscalers = [name for name in (body.upscaler_1, body.upscaler_2) if _is_model(name)]
+    return ExtrasRequest(
+        task, body.model_dump(mode="json"), body.sagemaker_endpoint_name, tuple(upscalers)
+    )
+
+
+def _upscalers(task: TaskType, body: Txt2ImgBody, settings: OverrideSettings) -> list[str]:
+    """Names of those that are models and that the request uses."""
+    if task is TaskType.IMG2IMG:
+        asked = settings.upscaler_for_img2img
+    else:
+        asked = body.hr_upscaler if (body.model_extra or {}).get("enable_hr") else None
+    return [asked] if asked and _is_model(asked) else []
+
+
+def _is_model(upscaler: str) -> bool:
+    always = (*catalogue.UPSCALERS, *catalogue.LATENT_UPSCALE_MODES, "")
+    return upscaler.strip().casefold() not in [name.casefold() for name in always]
 
 
 def _controlnet_models(scripts: dict[str, AlwaysOnScript]) -> list[str]:

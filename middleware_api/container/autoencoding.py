@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,17 +19,34 @@ from middleware_api.container.pictures import pixel_mask
 logger = logging.getLogger(__name__)
 
 
-def encode(model: StableDiffusion, pixels: Tensor, seed: int | None = None) -> Tensor:
-    """(1, 3, height, width) in -1..1 to latents of unit spread: the mean of what the VAE sees or,
-    with a seed, a draw from it."""
+@dataclass(frozen=True)
+class Seen:
+    """What a VAE makes of a picture, both (1, 4, height, width): latents spread around one.
+
+    `scale` brings them to unit spread.
+    """
+
+    middle: Tensor
+    spread: Tensor
+    scale: float
+
+    @property
+    def mean(self) -> Tensor:
+        """(1, 4, height, width)."""
+        return self.middle * self.scale
+
+    def draw(self, seeds: Sequence[int]) -> Tensor:
+        """(seeds, 4, height, width), one for each."""
+        noise = [torch.randn(self.middle.shape, generator=generator_of(seed)) for seed in seeds]
+        return (self.middle + self.spread * torch.cat(noise).to(self.middle.device)) * self.scale
+
+
+def see(model: StableDiffusion, pixels: Tensor) -> Seen:
+    """Of (1, 3, height, width) in -1..1."""
     seen = model.vae.encode(_as_read_by(model.vae, pixels)).latent_dist
     if not _is_number(seen.mean):
         seen = _in_singles(model).encode(pixels.float()).latent_dist
-    latent: Tensor = seen.mode().float()
-    if seed is not None:
-        noise = torch.randn(latent.shape, generator=generator_of(seed))
-        latent = latent + seen.std.float() * noise.to(latent.device)
-    return latent * model.vae_scale
+    return Seen(seen.mode().float(), seen.std.float(), model.vae_scale)
 
 
 def decode(model: StableDiffusion, latent: Tensor) -> Tensor:
@@ -54,7 +73,7 @@ def shown_beside(
         return None
     hidden = torch.ones(1, 1, *pixels.shape[2:]) if mask is None else pixel_mask(mask)
     hidden, size = hidden.to(pixels), shape[-2:]
-    left = encode(model, pixels * (1 - hidden * strength))
+    left = see(model, pixels * (1 - hidden * strength)).mean
     if left.shape[2:] != size:
         left = nn.functional.interpolate(left, size=size, mode="bilinear")
     return torch.cat([nn.functional.interpolate(hidden, size=size), left], dim=1)

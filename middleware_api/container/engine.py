@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -37,7 +38,7 @@ from middleware_api.container.prompt_networks import misplaced_in
 from middleware_api.container.prompt_reader import Ask, PromptReader
 from middleware_api.container.prompt_schedule import Clock
 from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import GenerationRequest
+from middleware_api.container.request import GenerationRequest, MaskFill
 from middleware_api.container.roles import Roles
 from middleware_api.container.samplers import Sampler
 from middleware_api.container.sampling import Pass, Start
@@ -46,12 +47,22 @@ from middleware_api.container.schedules import Plan, levels_of
 from middleware_api.container.storage import sha256_of
 from middleware_api.container.tiling import seamless
 from middleware_api.container.together import check_enlarging, check_together
-from middleware_api.container.upscalers import LatentUpscaler, Upscaler
+from middleware_api.container.upscaler_models import ModelUpscaler, UpscalerModel, load_upscaler
+from middleware_api.container.upscalers import (
+    AnyPictureUpscaler,
+    LatentUpscaler,
+    PictureUpscaler,
+    Resize,
+    UpscalerFile,
+    exactly,
+)
 from middleware_api.weights_name import WeightsName
 
 PREVIEW_LATENTS = 16
-# Of the bytes for checkpoints: what VAE files, and LoRAs and their like, may take beside them.
+# Of the bytes for checkpoints: what VAE files, upscalers, and LoRAs and their like, may take
+# beside them.
 _VAE_SHARE = 8
+_UPSCALERS_SHARE = 8
 _NETWORKS_SHARE = 4
 _CONTROLNETS_SHARE = 2
 
@@ -80,6 +91,7 @@ class Models:
     names: Roles[WeightsName]
     networks: JobNetworks
     controlnets: tuple[ControlNet, ...] = ()
+    upscaler: UpscalerModel | None = None
 
     def parts(self) -> Iterator[nn.Module]:
         """Everything that a job's latents and pictures go through."""
@@ -100,6 +112,7 @@ class Picture:
 
 
 OnStep = Callable[[Step], None]
+Begin = Callable[[Sequence[int]], Start]
 _Network = TypeVar("_Network", Lora, Embedding, Hypernetwork)
 
 
@@ -114,6 +127,9 @@ class Engine:
         self._vaes: ModelCache[Autoencoder] = ModelCache(
             cache_bytes // _VAE_SHARE, lambda m: m.n_bytes
         )
+        self._upscalers: ModelCache[UpscalerModel] = ModelCache(
+            cache_bytes // _UPSCALERS_SHARE, lambda m: m.n_bytes
+        )
         self._networks: ModelCache[Lora | Embedding | Hypernetwork] = ModelCache(
             cache_bytes // _NETWORKS_SHARE, lambda m: m.n_bytes
         )
@@ -126,6 +142,9 @@ class Engine:
         """Lends the models, from memory where they are there; raises CheckpointUnreadable."""
         with ExitStack() as lent:
             vae = None if files.vae is None else lent.enter_context(self._vae(files.vae))
+            upscaler = None
+            if files.upscaler is not None:
+                upscaler = lent.enter_context(self.upscaler(files.upscaler))
 
             def lend(file: CheckpointFile) -> StableDiffusion:
                 model = lent.enter_context(self._checkpoint(file))
@@ -149,7 +168,7 @@ class Engine:
             names = loaded.each(lambda model: WeightsName(model.name, model.sha256))
             if vae is not None:
                 names = replace(names, vae=WeightsName(vae.name, vae.sha256))
-            yield Models(main, last, refiner, names, networks, controlnets)
+            yield Models(main, last, refiner, names, networks, controlnets, upscaler)
 
     @contextmanager
     def _checkpoint(self, file: CheckpointFile) -> Iterator[StableDiffusion]:
@@ -176,6 +195,17 @@ class Engine:
         key = repr((file.sha256 or file.key, file.name))
         with self._controlnets.use(key, self._expected(file), read) as net:
             yield net
+
+    @contextmanager
+    def upscaler(self, file: CheckpointFile) -> Iterator[UpscalerModel]:
+        """Lends an upscaler that is a model; raises CheckpointUnreadable."""
+
+        def read() -> UpscalerModel:
+            return load_upscaler(file.path, file.name, self._device)
+
+        key = file.sha256 or file.key
+        with self._upscalers.use(key, self._expected(file), read) as model:
+            yield model
 
     def _network(
         self, file: CheckpointFile, read: Callable[[CheckpointFile], _Network]
@@ -221,7 +251,8 @@ class Engine:
         asked, request = request, fitted(request, models)
         if request.hires is not None:
             check_enlarging(models.main, models.last, request.hires.upscaler)
-        start = self.start_of(models.main, request)
+        unbegun = _Counter(on_step, 0, request.n_iter)
+        begin = self.start_of(models.main, request, _to_size(models, request, unbegun))
         control = JobControl.of(models.controlnets, request, _sizes(models.main, request))
         passes = self._passes(models, request, control)
         steps = sum(each.plan.steps for each in passes)
@@ -231,6 +262,7 @@ class Engine:
         for batch in range(request.n_iter):
             indices = range(batch * request.batch_size, (batch + 1) * request.batch_size)
             counter = _Counter(on_step, batch * steps, steps * request.n_iter)
+            start = begin([seed_of(request, i) for i in indices])
             latents = self._sample(models, request, start, passes, indices, counter)
             for index, latent in zip(indices, latents, strict=True):
                 image = control.finished(self._decode(decoder, latent))
@@ -249,28 +281,40 @@ class Engine:
         size = (max(1, int(height * shrink)), max(1, int(width * shrink)))
         return self._decode(models.main, nn.functional.adaptive_avg_pool2d(small, size)[0])
 
-    def start_of(self, model: StableDiffusion, request: GenerationRequest) -> Start:
-        """Where the first pass begins."""
+    def start_of(
+        self, model: StableDiffusion, request: GenerationRequest, to_size: Resize = exactly
+    ) -> Begin:
+        """Where the first pass of pictures with certain seeds begins; `to_size` enlarges the
+        picture that it begins with."""
         factor = model.latent_factor
         height, width = max(1, request.height // factor), max(1, request.width // factor)
         shape = (LATENT_CHANNELS, height, width)
         strength = request.sampling.mask_strength
         if request.start is None:
             if not model.is_inpainting:
-                return Start(shape)
+                return lambda seeds: Start(shape)
             nothing = torch.zeros(1, 3, height * factor, width * factor, device=self._device)
-            return Start(shape, picture=shown_beside(model, nothing, None, strength, shape))
-        prepared = pictures.prepare_start(request.start, width * factor, height * factor)
-        # The mean, not a draw: the same picture in gives the same picture out.
-        latent = self._encode(model, prepared.picture, None)
-        if latent.shape[1:] != shape:  # resize_mode 3 leaves the picture's own size
-            latent = nn.functional.interpolate(latent, size=(height, width), mode="bilinear")
+            beside = shown_beside(model, nothing, None, strength, shape)
+            return lambda seeds: Start(shape, picture=beside)
+        prepared = pictures.prepare_start(request.start, width * factor, height * factor, to_size)
+        seen = self._see(model, prepared.picture)
         pixels = pictures.to_tensor(prepared.picture).to(self._device)
         picture = shown_beside(model, pixels, prepared.shown_mask, strength, shape)
-        if prepared.mask is None or request.start.mask is None:
-            return Start(shape, latent, picture=picture)
-        mask = pictures.latent_mask(prepared.mask, width, height).to(self._device)
-        return Start(shape, latent, mask, prepared.overlay, request.start.mask.fill, picture)
+        mask, fill = None, MaskFill.ORIGINAL
+        if prepared.mask is not None and request.start.mask is not None:
+            fill = request.start.mask.fill
+            mask = pictures.latent_mask(prepared.mask, width, height, request.start.mask.rounded)
+            mask = mask.to(self._device)
+
+        def begin(seeds: Sequence[int]) -> Start:
+            # The WebUI draws by the generator that the generation before left: that of its seed.
+            # So it is this one when a seed's picture is made again.
+            latent = seen.draw(seeds)
+            if latent.shape[1:] != shape:  # resize_mode 3 leaves the picture's own size
+                latent = nn.functional.interpolate(latent, size=(height, width), mode="bilinear")
+            return Start(shape, latent, mask, prepared.overlay, fill, picture)
+
+        return begin
 
     def _passes(
         self, models: Models, request: GenerationRequest, control: JobControl
@@ -340,7 +384,7 @@ class Engine:
         return Guided(model.unet, guidance, *how)
 
     def _control(self, control: JobControl, model: StableDiffusion, is_second: bool) -> Control:
-        return control.at_work(lambda picture: self._encode(model, picture, None), is_second)
+        return control.at_work(lambda picture: self._see(model, picture).mean, is_second)
 
     def _sample(
         self,
@@ -361,7 +405,10 @@ class Engine:
             small = latents if given is None else pictures.flatten(given)
             seeds = [seed_of(request, i) for i in indices]
             target = request.hires.target(request.width, request.height)
-            larger = self._enlarge(models, request.hires.upscaler, target, small, seeds)
+            upscaler = request.hires.upscaler
+            if not isinstance(upscaler, LatentUpscaler):
+                upscaler = _ready(upscaler, models, request)
+            larger = self._enlarge(models, upscaler, target, small, seeds, counter)
             start = _hires_start(models.last, request, larger)
         latents = last.run(request, start, indices, counter.step, self._device)
         counter.finish(last.plan.steps)
@@ -370,10 +417,11 @@ class Engine:
     def _enlarge(
         self,
         models: Models,
-        upscaler: Upscaler,
+        upscaler: LatentUpscaler | PictureUpscaler,
         target: Target,
         small: Tensor | Image.Image,
         seeds: Sequence[int],
+        counter: _Counter,
     ) -> Tensor:
         """The latents that the second pass begins with, one a seed.
 
@@ -382,24 +430,26 @@ class Engine:
         factor = models.main.latent_factor
         if isinstance(upscaler, LatentUpscaler):
             if isinstance(small, Image.Image):
-                small = torch.cat([self._encode(models.main, small, seed) for seed in seeds])
+                small = self._see(models.main, small).draw(seeds)
             large = upscaler.resize(small, target.height // factor, target.width // factor)
         else:
             if isinstance(small, Image.Image):
                 made = [small] * len(seeds)
             else:
                 made = [self._decode(models.main, latent) for latent in small]
-            resized = [upscaler.resize(each, target.width, target.height) for each in made]
-            encoded = zip(resized, seeds, strict=True)
-            large = torch.cat([self._encode(models.last, *each) for each in encoded])
+            size = (target.width, target.height)
+            resized = [upscaler.resize(each, *size, counter.look) for each in made]
+            drawn = [
+                self._see(models.last, picture).draw([seed])
+                for picture, seed in zip(resized, seeds, strict=True)
+            ]
+            large = torch.cat(drawn)
         cut_y, cut_x = target.cut_y // factor, target.cut_x // factor
         bottom, right = large.shape[2] - (cut_y + 1) // 2, large.shape[3] - (cut_x + 1) // 2
         return large[:, :, cut_y // 2 : bottom, cut_x // 2 : right]
 
-    def _encode(self, model: StableDiffusion, picture: Image.Image, seed: int | None) -> Tensor:
-        """(1, 4, height, width): the mean of what the VAE sees or, with a seed, a draw from it."""
-        pixels = pictures.to_tensor(picture).to(self._device)
-        return autoencoding.encode(model, pixels, seed)
+    def _see(self, model: StableDiffusion, picture: Image.Image) -> autoencoding.Seen:
+        return autoencoding.see(model, pictures.to_tensor(picture).to(self._device))
 
     def _decode(self, model: StableDiffusion, latent: Tensor) -> Image.Image:
         """One at a time, so that a picture does not depend on its batch."""
@@ -440,6 +490,10 @@ class _Counter:
     def step(self, i: int, clean: Tensor | None) -> None:
         self.on_step(Step(self.done + i, self.total, clean))
 
+    def look(self) -> None:
+        """Between two pieces of work that are no steps."""
+        self.on_step(Step(self.done, self.total, None))
+
     def finish(self, steps: int) -> None:
         self.done += steps
         self.on_step(Step(self.done, self.total, None))
@@ -456,6 +510,23 @@ def _sizes(model: StableDiffusion, request: GenerationRequest) -> list[Size]:
         cut_x, cut_y = target.cut_x // factor, target.cut_y // factor
         sizes.append(((width - cut_x) * factor, (height - cut_y) * factor))
     return sizes
+
+
+def _to_size(models: Models, request: GenerationRequest, counter: _Counter) -> Resize:
+    """How img2img's pictures are enlarged."""
+    if request.start is None:
+        return exactly
+    upscaler = _ready(request.start.upscaler, models, request)
+    return partial(upscaler.resize, look=counter.look)
+
+
+def _ready(
+    upscaler: AnyPictureUpscaler, models: Models, request: GenerationRequest
+) -> PictureUpscaler:
+    if not isinstance(upscaler, UpscalerFile):
+        return upscaler
+    assert models.upscaler is not None, "choose_files has found it"
+    return ModelUpscaler(models.upscaler, request.tiles)
 
 
 def _lora(file: CheckpointFile) -> Lora:

@@ -25,7 +25,7 @@ from middleware_api.container.errors import (
 from middleware_api.container.progress import ProgressReporter
 from middleware_api.container.storage import Storage
 
-_PICTURE_FIELDS = ("init_images", "mask", "latent_mask", "firstpass_image", "image")
+_PICTURE_FIELDS = ("init_images", "mask", "latent_mask", "firstpass_image", "image", "imageList")
 logger = logging.getLogger(__name__)
 
 

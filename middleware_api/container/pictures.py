@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageFilter, ImageOps, PngImagePlugin
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
 from middleware_api.container.request import ImageRequest, MaskFill, MaskRequest, ResizeMode
+from middleware_api.container.upscalers import Resize, exactly
 
 Box = tuple[int, int, int, int]
+# The WebUI's: radii in pixels, and how often each is laid over the ones before.
+_BLURS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,18 @@ class StartPicture:
     shown_mask: Image.Image | None = None
 
 
-def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
+def prepare_start(
+    start: ImageRequest, width: int, height: int, to_size: Resize = exactly
+) -> StartPicture:
     """Brings picture and mask to the job's size, cropped to the mask when it asks for that.
 
     ResizeMode.LATENT leaves a picture without a mask at its own size: its latents are resized.
     """
-    picture = flatten(start.image)
+    picture = flatten(start.image, start.background)
     if start.mask is None and start.resize_mode is ResizeMode.LATENT:
         return StartPicture(picture, None, None)
     if start.mask is None:
-        return StartPicture(resize(picture, width, height, start.resize_mode), None, None)
+        return StartPicture(resize(picture, width, height, start.resize_mode, to_size), None, None)
     if start.mask.image.size != picture.size:
         mask = read_mask(start.mask, picture.size)
     else:
@@ -69,14 +73,16 @@ def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
     if start.mask.only_masked:
         touched = mask.getbbox()
         if touched is None:  # nothing is masked: the WebUI falls back to plain img2img
-            return StartPicture(resize(picture, width, height, start.resize_mode), None, None)
+            return StartPicture(
+                resize(picture, width, height, start.resize_mode, to_size), None, None
+            )
         paste_box = crop_box(touched, start.mask.padding, picture.size, width / height)
         over = ImageChops.invert(mask)
         overlay = _overlay(picture, over, paste_box)
         mask = resize(mask.crop(paste_box), width, height, ResizeMode.FILL)
-        picture = resize(picture.crop(paste_box), width, height, ResizeMode.FILL)
+        picture = resize(picture.crop(paste_box), width, height, ResizeMode.FILL, to_size)
     else:
-        picture = resize(picture, width, height, start.resize_mode)
+        picture = resize(picture, width, height, start.resize_mode, to_size)
         mask = resize(mask, width, height, start.resize_mode)
         # Twice the mask: what is at least half new shows nothing of the original.
         over = ImageChops.invert(mask.point(lambda level: min(255, 2 * level)))
@@ -86,14 +92,16 @@ def prepare_start(start: ImageRequest, width: int, height: int) -> StartPicture:
         mask = start.mask.latent.convert("L").resize((width, height), Image.Resampling.LANCZOS)
     if start.mask.fill is not MaskFill.ORIGINAL:
         picture = fill_masked(picture, mask)
-    return StartPicture(picture, mask, overlay, shown_mask)
+    return StartPicture(picture, mask, overlay if start.mask.overlay else None, shown_mask)
 
 
 def read_mask(mask: MaskRequest, size: tuple[int, int] | None) -> Image.Image:
     """The mask as grey levels, inverted and blurred as asked; alpha counts where there is any."""
     image = mask.image
     if image.mode == "RGBA" and image.getextrema()[-1] != (255, 255):
-        grey = image.getchannel("A").point(lambda level: 255 if level > 128 else 0)
+        grey = image.getchannel("A")
+        if mask.rounded:
+            grey = grey.point(lambda level: 255 if level > 128 else 0)
     else:
         grey = image.convert("L")
     if size is not None:
@@ -116,9 +124,9 @@ def crop_box(touched: Box, padding: int, size: tuple[int, int], aspect: float) -
     right, bottom = min(touched[2] + padding, size[0]), min(touched[3] + padding, size[1])
     width, height = right - left, bottom - top
     if width / height < aspect:
-        left, right = _widen(left, right, round(height * aspect), size[0])
+        left, right = _widen(left, right, int(height * aspect), size[0])
     else:
-        top, bottom = _widen(top, bottom, round(width / aspect), size[1])
+        top, bottom = _widen(top, bottom, int(width / aspect), size[1])
     return left, top, right, bottom
 
 
@@ -129,60 +137,75 @@ def _widen(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
 
 
 def _overlay(picture: Image.Image, opacity: Image.Image, paste_box: Box | None) -> Overlay:
+    # By way of premultiplied colours, whose rounding shows where the mask is soft.
+    return Overlay(_faded(picture, opacity).convert("RGBa").convert("RGBA"), paste_box)
+
+
+def _faded(picture: Image.Image, opacity: Image.Image) -> Image.Image:
     above = picture.convert("RGBA")
     above.putalpha(opacity)
-    return Overlay(above, paste_box)
+    return above
 
 
-def flatten(image: Image.Image) -> Image.Image:
-    """Without transparency, on white."""
+def flatten(image: Image.Image, background: str = "white") -> Image.Image:
+    """Without transparency, on one colour."""
     if image.mode in ("RGBA", "LA", "P"):
         image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, "white")
+        below = Image.new("RGBA", image.size, background)
         below.alpha_composite(image)
         image = below
     return image.convert("RGB")
 
 
-def resize(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+def resize(
+    image: Image.Image, width: int, height: int, mode: ResizeMode, to_size: Resize = exactly
+) -> Image.Image:
     """To the exact size: stretched, covering and cropped, or contained with its edges drawn out."""
-    if image.size == (width, height):
-        return image
     if mode in (ResizeMode.STRETCH, ResizeMode.LATENT):
-        return image.resize((width, height), Image.Resampling.LANCZOS)
-    if mode is ResizeMode.CROP:
-        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    inner = ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
-    left, top = (width - inner.width) // 2, (height - inner.height) // 2
-    pixels = np.asarray(inner)
-    borders = [(top, height - inner.height - top), (left, width - inner.width - left)]
-    return Image.fromarray(np.pad(pixels, borders + [(0, 0)] * (pixels.ndim - 2), mode="edge"))
+        return to_size(image, width, height)
+    wider = width / height > image.width / image.height
+    by_width = wider if mode is ResizeMode.CROP else not wider
+    inner = (
+        to_size(image, width, max(1, image.height * width // image.width))
+        if by_width
+        else to_size(image, max(1, image.width * height // image.height), height)
+    )
+    left, top = width // 2 - inner.width // 2, height // 2 - inner.height // 2
+    whole = Image.new(image.mode, (width, height))
+    whole.paste(inner, (left, top))
+    if mode is ResizeMode.FILL:
+        _draw_out(whole, inner, left, top)
+    return whole
+
+
+def _draw_out(whole: Image.Image, inner: Image.Image, left: int, top: int) -> None:
+    """Fills what is beside `inner` with its outermost pixels."""
+    if top > 0:
+        for row, at in ((0, 0), (inner.height, top + inner.height)):
+            line = inner.resize((whole.width, top), box=(0, row, inner.width, row))
+            whole.paste(line, (0, at))
+    if left > 0:
+        for column, at in ((0, 0), (inner.width, left + inner.width)):
+            line = inner.resize((left, whole.height), box=(column, 0, column, inner.height))
+            whole.paste(line, (at, 0))
 
 
 def fill_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
     """Fills the masked part with the colours around it: blurs of what is left, wide to narrow."""
-    pixels = np.asarray(picture, dtype=np.float32)
-    kept = 1 - np.asarray(mask, dtype=np.float32) / 255
-    if not kept.any():
-        return picture
-    filled: NDArray[np.float32] = np.broadcast_to(
-        np.average(pixels, axis=(0, 1), weights=kept), pixels.shape
-    ).astype(np.float32)
-    for sigma in (64, 16, 4):
-        weight = ndimage.gaussian_filter(kept, sigma, mode="nearest")[..., None]
-        colour = ndimage.gaussian_filter(
-            pixels * kept[..., None], (sigma, sigma, 0), mode="nearest"
-        )
-        trust = np.clip(weight * 4, 0, 1)
-        filled = filled * (1 - trust) + colour / np.maximum(weight, 1e-6) * trust
-    blended = pixels * kept[..., None] + filled * (1 - kept[..., None])
-    return Image.fromarray(np.clip(blended, 0, 255).astype(np.uint8))
+    left = _faded(picture, ImageChops.invert(mask)).convert("RGBa")
+    filled = Image.new("RGBA", picture.size)
+    for radius, times in _BLURS:
+        blurred = left.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            filled.alpha_composite(blurred)
+    return filled.convert("RGB")
 
 
-def latent_mask(mask: Image.Image, width: int, height: int) -> Tensor:
-    """1 where a latent is made anew, 0 where it is kept; shape (1, 1, height, width)."""
+def latent_mask(mask: Image.Image, width: int, height: int, rounded: bool) -> Tensor:
+    """1 where a latent is made anew, 0 where it is kept; shape (1, 1, height, width). Between
+    the two, unless `rounded`, where the mask is soft."""
     small = np.asarray(mask.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-    return torch.from_numpy(np.around(small / 255))[None, None]
+    return torch.from_numpy(np.around(small / 255) if rounded else small / 255)[None, None]
 
 
 def pixel_mask(mask: Image.Image) -> Tensor:

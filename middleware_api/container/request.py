@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageColor
 
 from middleware_api import contract
 from middleware_api.container import schedules
@@ -20,6 +20,7 @@ from middleware_api.container.control_units import (
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image, read_fields
 from middleware_api.container.hires import FirstPass, HiresRequest, parse_hires
+from middleware_api.container.picture_tiles import Tiles, parse_tiles
 from middleware_api.container.samplers import Sampler, resolve_sampler
 from middleware_api.container.sampling_settings import (
     NoiseSource,
@@ -35,6 +36,12 @@ from middleware_api.container.text_settings import (
     TextSettings,
     read_prompt,
     read_text_settings,
+)
+from middleware_api.container.upscalers import (
+    NO_UPSCALER,
+    AnyPictureUpscaler,
+    UpscalerFile,
+    resolve_picture_upscaler,
 )
 
 SEED_MAX = 2**32 - 1
@@ -62,7 +69,9 @@ class ResizeMode(IntEnum):
 @dataclass(frozen=True)
 class MaskRequest:
     """An inpainting mask and how to use it; `blur` are standard deviations in pixels, across and
-    down. `latent` says what is made anew where that differs from what is shown anew."""
+    down. `latent` says what is made anew where that differs from what is shown anew. `rounded` has
+    each latent made anew or kept, nothing between; without `overlay` nothing of the original is
+    laid over what was made."""
 
     image: Image.Image
     blur: tuple[float, float]
@@ -71,6 +80,8 @@ class MaskRequest:
     invert: bool
     only_masked: bool
     padding: int
+    rounded: bool = True
+    overlay: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,9 @@ class ImageRequest:
     image: Image.Image
     denoising_strength: float
     resize_mode: ResizeMode
+    upscaler: AnyPictureUpscaler
     mask: MaskRequest | None
+    background: str = "white"
 
 
 @dataclass(frozen=True)
@@ -124,9 +137,18 @@ class GenerationRequest:
     checkpoint: str
     vae: str
     sampling: SamplingSettings
+    tiles: Tiles
     tiling: bool
     styles: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def upscaler_file(self) -> UpscalerFile | None:
+        """The upscaler whose model the job needs."""
+        for part in (self.hires, self.start):
+            if part is not None and isinstance(part.upscaler, UpscalerFile):
+                return part.upscaler
+        return None
 
     @property
     def prompts_with_networks(self) -> tuple[str, ...]:
@@ -210,7 +232,10 @@ _SETTINGS_USED = {
     *("uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
     *("initial_noise_multiplier", "img2img_extra_noise", "img2img_fix_steps"),
     *("enable_quantization", "inpainting_mask_weight", "sd_noise_schedule"),
+    *("enable_quantization", "upscaler_for_img2img", "ESRGAN_tile", "ESRGAN_tile_overlap"),
+    *("overlay_inpaint", "img2img_background_color"),
 }
+_IMG2IMG_UPSCALER = "override_settings.upscaler_for_img2img"
 _NOBODY = ("", "None", "none")
 
 
@@ -259,13 +284,14 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         n_iter=fields.integer("n_iter", 1, 1, contract.N_ITER_MAX),
         text=read_text_settings(fields, settings),
         image_format=_FORMATS[image_format],
-        start=_start(fields) if is_img2img else None,
+        start=_start(fields, settings) if is_img2img else None,
         hires=None if is_img2img else parse_hires(fields, first),
         refiner=_refiner(fields),
         control=parse_control(fields, seed, is_img2img and bool(fields.raw.get("mask"))),
         checkpoint=settings.text("sd_model_checkpoint"),
         vae=_vae(settings),
         sampling=sampling,
+        tiles=parse_tiles(settings),
         tiling=fields.flag("tiling", settings.flag("tiling")),
         styles=tuple(map(str, fields.items("styles"))),
         warnings=tuple(_warnings(fields, task)),
@@ -283,7 +309,7 @@ def _vae(settings: Fields) -> str:
     return "" if name in (*_NOBODY, "Automatic") else name
 
 
-def _start(fields: Fields) -> ImageRequest:
+def _start(fields: Fields, settings: Fields) -> ImageRequest:
     images = fields.items("init_images")
     if not images:
         raise BadRequest("img2img needs a picture in init_images (base64).", "missing_image")
@@ -302,6 +328,8 @@ def _start(fields: Fields) -> ImageRequest:
             invert=fields.flag("inpainting_mask_invert"),
             only_masked=fields.flag("inpaint_full_res", True),
             padding=fields.integer("inpaint_full_res_padding", 0, 0, contract.SIZE_MAX),
+            rounded=fields.flag("mask_round", True),
+            overlay=settings.flag("overlay_inpaint", True),
         )
     image = decode_image(images[0], "init_images[0]")
     resize_mode = ResizeMode(fields.integer("resize_mode", 0, 0, 3))
@@ -315,8 +343,28 @@ def _start(fields: Fields) -> ImageRequest:
         image=image,
         denoising_strength=fields.number("denoising_strength", 0.75, 0, 1),
         resize_mode=resize_mode,
+        upscaler=_img2img_upscaler(settings),
         mask=mask,
+        background=_background(settings),
     )
+
+
+def _background(settings: Fields) -> str:
+    colour = settings.text("img2img_background_color", "#ffffff")
+    try:
+        ImageColor.getrgb(colour)
+    except ValueError as error:
+        raise BadRequest(
+            "override_settings.img2img_background_color must be a colour such as #ffffff, "
+            f"not {colour!r}.",
+            "bad_field",
+        ) from error
+    return colour
+
+
+def _img2img_upscaler(settings: Fields) -> AnyPictureUpscaler:
+    name = settings.text("upscaler_for_img2img")
+    return resolve_picture_upscaler(name, _IMG2IMG_UPSCALER) if name else NO_UPSCALER
 
 
 def _fits(image: Image.Image) -> bool:

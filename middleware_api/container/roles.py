@@ -10,6 +10,11 @@ from middleware_api.container.errors import BadRequest
 from middleware_api.container.named import find_named
 from middleware_api.container.prompt_networks import networks_of
 from middleware_api.container.request import GenerationRequest
+from middleware_api.container.upscalers import (
+    LATENT_UPSCALERS,
+    PICTURE_UPSCALERS,
+    UpscalerFile,
+)
 from middleware_api.contract import CheckpointType, ContainerCheckpoint
 from middleware_api.weights_name import WeightsName
 
@@ -29,6 +34,7 @@ class Roles(Generic[T]):
     second_pass: T | None = None
     refiner: T | None = None
     vae: T | None = None
+    upscaler: T | None = None
     loras: tuple[T, ...] = ()
     embeddings: tuple[T, ...] = ()
     hypernetworks: tuple[T, ...] = ()
@@ -45,6 +51,7 @@ class Roles(Generic[T]):
             changed(self.second_pass),
             changed(self.refiner),
             changed(self.vae),
+            changed(self.upscaler),
             *(
                 tuple(map(change, things))
                 for things in (
@@ -84,11 +91,32 @@ def choose_files(
             f"override_settings.sd_vae {request.vae!r} is not among the job's VAE files: the "
             "checkpoint's own was used."
         )
+    upscaler = None
+    if request.upscaler_file is not None:
+        upscaler = find_upscaler(request.upscaler_file, files)
     networks = (*_named_in_prompts(request, files), _controlnets(request, files))
-    used = [f for f in (main, second_pass, refiner, vae) if f is not None]
+    single = (main, second_pass, refiner, vae, upscaler)
+    used = [f for f in single if f is not None]
     used += [file for files_of_kind in networks for file in files_of_kind]
     warnings += [_unused(f) for f in files if f not in used]
-    return Roles(main, second_pass, refiner, vae, *networks), warnings
+    return Roles(*single, *networks), warnings
+
+
+def find_upscaler(asked: UpscalerFile, files: Sequence[ContainerCheckpoint]) -> ContainerCheckpoint:
+    """The file of the job's that an upscaler's name means; raises BadRequest."""
+    models = [f for f in files if f["type"] == CheckpointType.ESRGAN.value]
+    found = find_named(asked.name, models)
+    if found is None:
+        known = [each.name for each in LATENT_UPSCALERS] if asked.field == "hr_upscaler" else []
+        known += [each.name for each in PICTURE_UPSCALERS]
+        known += [WeightsName(f["name"]).stem for f in models]
+        raise BadRequest(
+            f"{asked.field} {asked.name!r} is not among the job's upscalers: {', '.join(known)}. "
+            f"Choose one of these, or upload the upscaler's file as {CheckpointType.ESRGAN.value} "
+            "and add it to the job's models.",
+            "unknown_upscaler",
+        )
+    return found
 
 
 _Files = tuple[ContainerCheckpoint, ...]

@@ -23,5 +23,6 @@ def tasks_of(engine: Engine) -> Mapping[str, Task]:
         TaskType.MERGE.value: merge,
         TaskType.CONVERT.value: convert,
         TaskType.PREFETCH.value: partial(prefetch, engine),
-        TaskType.EXTRA_SINGLE_IMAGE.value: upscale,
+        TaskType.EXTRA_SINGLE_IMAGE.value: partial(upscale, engine),
+        TaskType.EXTRA_BATCH_IMAGES.value: partial(upscale, engine),
     }

@@ -43,6 +43,17 @@ class PictureRequest:
     further_checkpoints: tuple[str, ...] = ()
     vae: str | None = None
     controlnet_models: tuple[str, ...] = ()
+    upscalers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtrasRequest:
+    """Pictures to enlarge; `upscalers` are those that are models."""
+
+    task_type: TaskType
+    body: dict[str, object]
+    endpoint_name: str | None
+    upscalers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -114,15 +125,24 @@ class WebUiService:
         )
 
     def submit_extras(
-        self,
-        caller: Principal,
-        body: dict[str, object],
-        endpoint_name: str | None,
-        idempotency_key: str | None,
+        self, caller: Principal, request: ExtrasRequest, idempotency_key: str | None
     ) -> InferenceJob:
-        """Queue the enlarging of one picture, which needs no checkpoint."""
-        request = InferenceRequest(TaskType.EXTRA_SINGLE_IMAGE, {}, endpoint_name, body)
-        return self._inference.submit(caller, request, idempotency_key)
+        """Queue the enlarging of pictures, which needs no checkpoint.
+
+        Raises NotFound for an upscaler that is not here.
+        """
+        kind = CheckpointType.ESRGAN
+        names = [self.models.find(kind, wording).name for wording in request.upscalers]
+        return self._inference.submit(
+            caller,
+            InferenceRequest(
+                task_type=request.task_type,
+                models={kind: [*dict.fromkeys(names)]} if names else {},
+                endpoint_name=request.endpoint_name,
+                body=request.body,
+            ),
+            idempotency_key,
+        )
 
     def finished(self, job: InferenceJob, most_bytes: int | None) -> Finished:
         """What a job has come to, with the pictures made before it was interrupted.
@@ -208,6 +228,7 @@ class WebUiService:
         """
         models = self.models.mentioned(request.prompts)
         named = [(CheckpointType.STABLE_DIFFUSION, name) for name in request.further_checkpoints]
+        named += [(CheckpointType.ESRGAN, name) for name in request.upscalers]
         if request.vae is not None and request.vae not in _OWN_VAE:
             named.append((CheckpointType.VAE, request.vae))
         models[CheckpointType.STABLE_DIFFUSION] = [checkpoint.name]

@@ -155,6 +155,15 @@ def test_the_walk_writes_the_clouds_names_and_leaves_the_rest():
     assert walk.fields(fields, lambda need: None) == fields
 
 
+def test_upscalers_are_files_unless_every_engine_has_them():
+    for builtin in ("Latent (nearest-exact)", "lanczos", "None", ""):
+        fields = {"hr_upscaler": builtin, "override_settings": {"upscaler_for_img2img": builtin}}
+        assert find_needs(RequestWalk(), "m.ckpt", fields) == [Need(SD, "m.ckpt")]
+    fields = {"hr_upscaler": "4x_a", "override_settings": {"upscaler_for_img2img": "4x_b"}}
+    upscalers = [Need(CheckpointType.ESRGAN, name) for name in ("4x_a", "4x_b")]
+    assert find_needs(RequestWalk(), "m.ckpt", fields) == [Need(SD, "m.ckpt"), *upscalers]
+
+
 @pytest.mark.parametrize(
     ("need", "cloud", "local", "expected"),
     [

@@ -127,21 +127,30 @@ def test_only_what_the_request_uses_is_sent(machine, monkeypatch):
     machine.file("ControlNet/control_v11p_sd15_canny.pth")
     machine.sd_vae.vae_dict["soft.vae.pt"] = str(machine.file("VAE/soft.vae.pt"))
     machine.shared.hypernetworks["oil"] = str(machine.file("hypernetworks/oil.pt"))
+    kept = machine.file("RealESRGAN/RealESRGAN_x4plus.pth")
+    machine.shared.sd_upscalers = [
+        SimpleNamespace(name="Lanczos", data_path=None),
+        SimpleNamespace(name="R-ESRGAN 4x+", data_path="https://x", local_data_path=str(kept)),
+        SimpleNamespace(name="ESRGAN_4x", data_path="https://y", local_data_path="https://y"),
+    ]
     fields = {
         "prompt": "a cat",
+        "hr_upscaler": "R-ESRGAN 4x+",
         "override_settings": {"sd_vae": "soft.vae.pt"},
         "alwayson_scripts": {"controlnet": {"args": [{"enabled": True, "model": CANNY}]}},
     }
     prompts = ["<lora:detail:1> a cat", "Soft-Hands <hypernet:oil:1>"]
-    with pytest.raises(errors.ModelsNotInCloud, match=r"Together 1\.8 MB\."):
+    with pytest.raises(errors.ModelsNotInCloud, match=r"Together 2\.1 MB\."):
         machine.run(fields, "mine.safetensors", prompts=prompts)
     made = machine.run(fields, "mine.safetensors", prompts=prompts, agreed=True)
     assert {kind.value: names for kind, names in made.models.items()} == {
         "Stable-diffusion": ["mine.safetensors"], "VAE": ["soft.vae.pt"],
         "ControlNet": ["control_v11p_sd15_canny.pth"], "Lora": ["detail_v2.safetensors"],
         "embeddings": ["soft-hands.pt"], "hypernetworks": ["oil.pt"],
+        "ESRGAN": ["RealESRGAN_x4plus.pth"],
     }  # fmt: skip
-    assert len(machine.there) == 1 + 6
+    assert len(machine.there) == 1 + 7
+    assert made.fields["hr_upscaler"] == "RealESRGAN_x4plus.pth"
     (unit,) = made.fields["alwayson_scripts"]["controlnet"]["args"]
     assert unit["model"] == "control_v11p_sd15_canny.pth"
     # The alias is this machine's: the engine knows the file.

@@ -51,16 +51,23 @@ class Case:
         return small | self.fields | {"override_settings": self.settings}
 
 
-def _scene() -> str:
+def _scene(size: tuple[int, int] = (64, 64)) -> str:
     """A drawn picture, base64, to start from."""
-    image = Image.new("RGB", (64, 64), (200, 180, 40))
+    image = Image.new("RGB", size, (200, 180, 40))
     ImageDraw.Draw(image).ellipse((12, 20, 50, 58), fill=(30, 60, 200))
     return _encoded(image)
 
 
-def _mask() -> str:
-    image = Image.new("L", (64, 64))
+def _mask(size: tuple[int, int] = (64, 64)) -> str:
+    image = Image.new("L", size)
     ImageDraw.Draw(image).rectangle((16, 16, 47, 47), fill=255)
+    return _encoded(image)
+
+
+def _see_through() -> str:
+    """More so to its left."""
+    image = Image.new("RGB", (64, 64), (200, 60, 40))
+    image.putalpha(Image.linear_gradient("L").rotate(90).resize((64, 64)))
     return _encoded(image)
 
 
@@ -112,6 +119,57 @@ def _img2img_settings() -> Iterator[Case]:
         {"img2img_extra_noise": 0.1},
     )
     yield Case("quantized", {"sampler_name": "Heun"}, {"enable_quantization": True})
+
+
+def _inpainting() -> Iterator[Case]:
+    given: dict[str, object] = {"init_images": [_scene()], "denoising_strength": 0.6}
+    masked: dict[str, object] = given | {"mask": _mask(), "mask_blur": 4, "inpaint_full_res": False}
+    original = masked | {"inpainting_fill": 1}
+    for fill, name in enumerate(("fill", "original", "latent noise", "latent nothing")):
+        yield Case(f"soft mask, {name}", masked | {"inpainting_fill": fill})
+        only = {"inpaint_full_res": True, "inpaint_full_res_padding": 4, "inpainting_fill": fill}
+        yield Case(f"only masked, {name}", masked | only)
+    yield Case("inverted mask", original | {"inpainting_mask_invert": 1})
+    yield Case("mask not rounded", original | {"mask_round": False})
+    yield Case("mask without overlay", original, {"overlay_inpaint": False})
+    clear: dict[str, object] = {"mask": _see_through(), "mask_blur": 0}
+    yield Case("mask by alpha", original | clear)
+    yield Case("mask by alpha, not rounded", original | clear | {"mask_round": False})
+
+
+def _resizing() -> Iterator[Case]:
+    wide: dict[str, object] = {"init_images": [_scene((88, 40))], "denoising_strength": 0.4}
+    tall: dict[str, object] = {"init_images": [_scene((30, 51))], "denoising_strength": 0.4}
+    for name, given in (("wide", wide), ("tall", tall)):
+        for mode in range(4):
+            yield Case(f"resize mode {mode}, {name}", given | {"resize_mode": mode})
+        for mode in range(3):
+            yield Case(
+                f"resize mode {mode} by a model, {name}",
+                given | {"resize_mode": mode},
+                {"upscaler_for_img2img": "4x_tiny", "ESRGAN_tile": 0},
+            )
+    mask: dict[str, object] = {"mask": _mask((88, 40)), "mask_blur": 2, "inpainting_fill": 1}
+    for whole in (True, False):
+        yield Case(f"resized mask, {whole}", wide | mask | {"inpaint_full_res": whole})
+    yield Case(
+        "on another background",
+        {"init_images": [_see_through()], "denoising_strength": 0.4},
+        {"img2img_background_color": "#30c060"},
+    )
+
+
+def _upscalers() -> Iterator[Case]:
+    hires: dict[str, object] = {"enable_hr": True, "width": 32, "height": 32, "hr_scale": 2}
+    hires["denoising_strength"] = 0.4
+    for name in ("None", "Lanczos", "Nearest", "4x_tiny", "2x_same"):
+        yield Case(f"hires by {name}", hires | {"hr_upscaler": name})
+    for side, overlap in ((0, 8), (16, 8), (24, 5), (16, 1)):
+        yield Case(
+            f"hires by tiles of {side} and {overlap}",
+            hires | {"hr_upscaler": "4x_tiny"},
+            {"ESRGAN_tile": side, "ESRGAN_tile_overlap": overlap},
+        )
 
 
 def _hires() -> Iterator[Case]:
@@ -210,4 +268,7 @@ def _settings() -> Iterator[Case]:
         yield Case(f"UniPC {name}", {"sampler_name": "UniPC"}, dict(settings))
 
 
-CASES = (*_samplers(), *_img2img(), *_img2img_settings(), *_hires(), *_noise(), *_settings())
+CASES = (
+    *(*_samplers(), *_img2img(), *_img2img_settings(), *_inpainting(), *_resizing()),
+    *(*_upscalers(), *_hires(), *_noise(), *_settings()),
+)

@@ -39,6 +39,15 @@ KEPT = frozenset(
         "skip_early_cond",
         "UniPC logSNR",
         "UniPC vary_coeff",
+        "soft mask, fill",
+        "only masked, latent noise",
+        "mask not rounded",
+        "mask without overlay",
+        "resize mode 1, tall",
+        "resize mode 2, wide",
+        "resize mode 0 by a model, wide",
+        "hires by tiles of 16 and 8",
+        "on another background",
     }
 )
 
@@ -54,11 +63,14 @@ def thinned(image: Image.Image) -> Pixels:
 
 
 def write_kept(pictures: dict[str, Image.Image]) -> None:
-    kept = {
-        case.name: base64.b64encode(thinned(pictures[case.name]).tobytes()).decode()
-        for case in CASES
-        if case.name in pictures
+    """These, and those of cases that were kept before."""
+    before: dict[str, str] = json.loads(FILE.read_text("utf-8"))
+    now = {
+        name: base64.b64encode(thinned(picture).tobytes()).decode()
+        for name, picture in pictures.items()
     }
+    known = before | now
+    kept = {case.name: known[case.name] for case in CASES if case.name in known.keys() & KEPT}
     FILE.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

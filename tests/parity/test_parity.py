@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from middleware_api.container.engine import CheckpointFile, Engine, Models
+from middleware_api.container.engine import Engine
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
-from middleware_api.demo.train import CHECKPOINT
 from tests.parity.cases import CASES, SAMPLERS, Case
+from tests.parity.files import roles_of, write_upscalers
 from tests.parity.kept import KEPT, psnr, read_kept, thinned
 
 BAR_DB = 40.0
@@ -27,9 +26,10 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def demo(engine: Engine) -> Iterator[Models]:
-    with engine.load(Roles(CheckpointFile(CHECKPOINT, CHECKPOINT.name, "demo", ""))) as models:
-        yield models
+def upscalers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upscalers")
+    write_upscalers(folder)
+    return folder
 
 
 def test_the_kept_pictures_show_every_sampler() -> None:
@@ -41,8 +41,9 @@ def test_the_kept_pictures_show_every_sampler() -> None:
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.name in KEPT], ids=lambda case: case.name
 )
-def test_a_picture_is_the_webuis(engine: Engine, demo: Models, case: Case) -> None:
+def test_a_picture_is_the_webuis(engine: Engine, upscalers: Path, case: Case) -> None:
     request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
     assert request.warnings == ()
-    (picture,) = engine.generate(demo, request, lambda step: None)
+    with engine.load(roles_of(request, upscalers)) as models:
+        (picture,) = engine.generate(models, request, lambda step: None)
     assert psnr(thinned(picture.image), read_kept()[case.name]) >= BAR_DB
