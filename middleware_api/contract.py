@@ -486,9 +486,11 @@ class TrainOutcome(TypedDict):
     """Contents of `train_outcome_key`: the last thing that a training program writes.
 
     `state` is a final `TrainState`'s value; the creation of a model ends Complete or Fail.
-    `error` is one sentence, and empty unless the state is Fail. `weights` are the finished files,
-    each with the type of checkpoint that it is (a LoRA's is not the job's); there are some for
-    Stopped too, if a step was done, and none for a model. `warnings` are as in `TrainProgress`.
+    `error` is one sentence, and empty unless the state is Fail; then, and where there is no
+    outcome, the weights of the last saved state may lie under `trained_weights_key`. `weights` are
+    the finished files, each with the type of checkpoint that it is (a LoRA's is not the job's);
+    there are some for Stopped too, if a step was done, and none for a model. `warnings` are as in
+    `TrainProgress`.
     """
 
     state: str

@@ -128,6 +128,9 @@ def test_killed_and_gone_on_equals_never_killed(store: Store, tmp_path: Path) ->
         store.train(storage=Machine(store.root), **how)
     states = store.storage.sizes(contract.train_state_prefix(OUTPUT))
     assert len(states) == 3  # the oldest was to be deleted
+    with safe_open(store.root / LORA, framework="pt") as file:
+        told = file.metadata()
+    assert (told["ss_steps"], told["ss_max_train_steps"]) == ("4", "10"), "usable as it lies"
     # The last one is broken, as on a disk that lost power: the one before it does.
     last = store.root / max(states)
     last.write_bytes(last.read_bytes()[:100])

@@ -71,7 +71,7 @@ class TrainRun:
         base = self._base(order["model_prefix"])
         with self._storage.weights(base, lambda count: self._stop_if_asked()) as path:
             self._reporter.phase("loading model")
-            training = self._prepare(request, order, path)
+            training = self._prepare(request, order, path, began)
             training.loop.run()
             if not training.loop.step:
                 raise StopAsked
@@ -93,7 +93,9 @@ class TrainRun:
             sha256="",
         )
 
-    def _prepare(self, request: TrainRequest, order: TrainOrder, path: Path) -> _Training:
+    def _prepare(
+        self, request: TrainRequest, order: TrainOrder, path: Path, began: float
+    ) -> _Training:
         settings = request.settings
         precision = self._precision(settings)
         name, sha256 = _source_of(path)
@@ -121,6 +123,11 @@ class TrainRun:
         samples = _Samples(
             request, data, trainee, maker, self._storage, self._reporter, self._prefix
         )
+
+        def export() -> None:
+            # A training that comes to no good end leaves these.
+            self._export(training, settings, order["job_id"], path, began)
+
         loop = Loop(
             trainee,
             settings,
@@ -131,9 +138,11 @@ class TrainRun:
             precision,
             self._is_stopping,
             samples.make,
+            export,
             self._clock,
         )
-        return _Training(loop, data, name, sha256, precision)
+        training = _Training(loop, data, name, sha256, precision)
+        return training
 
     def _precision(self, settings: TrainSettings) -> Precision:
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32_enable
@@ -173,25 +182,32 @@ class TrainRun:
         began: float,
     ) -> list[ContainerCheckpoint]:
         loop = training.loop
-        is_complete = loop.step == loop.plan.steps
-        done = training.done(began, self._clock())
-        stem = train_export.finished_name(settings, job_id)
-        key = contract.trained_weights_key(self._prefix, stem)
         self._reporter.phase("saving")
         with self._reporter.quiet():
-            if settings.use_lora:
-                made = train_export.save_lora(loop.trainee, settings, done, self._storage, key)
-            else:
-                made = train_export.save_checkpoint(
-                    loop.trainee, settings, done, self._storage, key, base
-                )
-        if not is_complete:
+            made = self._export(training, settings, job_id, base, began)
+        if loop.step < loop.plan.steps:
             loop.save_state()
         else:
             for state in loop.states.listed():
                 self._storage.delete(state["key"])
             self._reporter.saved([])
         return [made]
+
+    def _export(
+        self,
+        training: _Training,
+        settings: TrainSettings,
+        job_id: str,
+        base: Path,
+        began: float,
+    ) -> ContainerCheckpoint:
+        done = training.done(began, self._clock())
+        stem = train_export.finished_name(settings, job_id)
+        key = contract.trained_weights_key(self._prefix, stem)
+        trainee = training.loop.trainee
+        if settings.use_lora:
+            return train_export.save_lora(trainee, settings, done, self._storage, key)
+        return train_export.save_checkpoint(trainee, settings, done, self._storage, key, base)
 
     def _stop_if_asked(self) -> None:
         if self._is_stopping():

@@ -65,6 +65,7 @@ class Loop:
     precision: Precision
     is_stopping: Callable[[], bool]
     on_pictures_due: Callable[[int], None]
+    on_saved: Callable[[], None]
     clock: Callable[[], float]
     step: int = field(default=0, init=False)
 
@@ -125,15 +126,16 @@ class Loop:
                 self.on_pictures_due(self.step)
             due = state_steps and self.step % state_steps == 0
             if not is_last and (due or self.clock() >= saved_at + STATE_SECONDS):
-                self.save_state()
+                self.save_state(self.on_saved)
                 saved_at = self.clock()
 
-    def save_state(self) -> None:
+    def save_state(self, and_then: Callable[[], None] = lambda: None) -> None:
         """What cannot be saved now is told, and training goes on: the next one may be."""
         self.reporter.phase("saving")
         try:
             with self.reporter.quiet():
                 kept = self.states.save(self.learning, self.step)
+                and_then()
         except (ContainerError, OSError) as fault:
             self.reporter.warn(f"The state after step {self.step} was not saved: {fault}")
         else:
