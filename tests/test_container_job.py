@@ -125,18 +125,18 @@ def submit(storage: FolderStorage, **fields: object) -> None:
 def test_pictures_and_progress_are_written_and_the_answer_is_the_webuis(
     runner: JobRunner, storage: Watched
 ) -> None:
-    submit(storage, batch_size=2, n_iter=2, restore_faces=True)
+    submit(storage, batch_size=2, n_iter=2, image_cfg_scale=1.5)
     result = runner.run(invocation())
     assert result["status"] == "succeed"
     assert result["images"] == [contract.image_key(JOB, i) for i in range(4)]
-    assert result["parameters"] == FIELDS | {"batch_size": 2, "n_iter": 2, "restore_faces": True}
+    assert result["parameters"] == FIELDS | {"batch_size": 2, "n_iter": 2, "image_cfg_scale": 1.5}
     info = json.loads(result["info"])
     assert info["all_seeds"] == [1, 2, 3, 4]
     assert info["all_prompts"] == ["a cat"] * 4
     digest = hashlib.sha256(storage.read(CHECKPOINT)).hexdigest()
     assert (info["sd_model_name"], info["sd_model_hash"]) == ("tiny", digest[:10])
     assert info["job_timestamp"].startswith("202311")
-    assert info["warnings"] == ["restore_faces is not supported yet and was ignored."]
+    assert info["warnings"] == ["image_cfg_scale is not supported yet and was ignored."]
     for key, infotext in zip(result["images"], info["infotexts"], strict=True):
         picture = Image.open(io.BytesIO(storage.read(key)))
         assert picture.format == "PNG"
@@ -210,7 +210,7 @@ def refuse_weights() -> None:
 def test_a_job_cancelled_before_it_starts_costs_nothing(
     runner: JobRunner, storage: Watched
 ) -> None:
-    submit(storage, restore_faces=True)
+    submit(storage, image_cfg_scale=1.5)
     storage.write(contract.cancel_key(JOB), b"")
     storage.written.clear()
     storage.before_weights = refuse_weights
@@ -218,7 +218,7 @@ def test_a_job_cancelled_before_it_starts_costs_nothing(
     wanted = [{**invocation()["checkpoints"][0], "sha256": sha256}]
     result = runner.run(invocation(checkpoints=wanted))
     assert (result["status"], result["images"]) == ("cancelled", [])
-    assert result["parameters"] == FIELDS | {"restore_faces": True}
+    assert result["parameters"] == FIELDS | {"image_cfg_scale": 1.5}
     info = json.loads(result["info"])
     assert (info["sd_model_name"], info["sd_model_hash"]) == ("tiny", sha256[:10])
     assert (info["infotexts"], len(info["warnings"])) == ([], 1)

@@ -77,6 +77,11 @@ def test_open_seeds_are_drawn_and_given_ones_kept() -> None:
         ({"seed_resize_from_w": 4, "seed_resize_from_h": 64}, "must be at least 8, or 0 for none"),
         ({"alwayson_scripts": []}, "alwayson_scripts must be an object"),
         ({"styles": "x"}, "styles must be a list"),
+        ({"restore_faces": True}, "restore_faces: this engine restores no faces"),
+        (
+            {"override_settings": {"face_restoration": True}},
+            "override_settings.face_restoration: this engine restores no faces",
+        ),
     ],
     ids=str,
 )
@@ -211,7 +216,7 @@ def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
     scripts = {"controlnet": {"args": [{"enabled": False}]}, "extra options": {"args": []}}
     assert parsed(**idle, alwayson_scripts=scripts).warnings == ()
     request = parsed(
-        restore_faces=True,
+        image_cfg_scale=1.5,
         styles=["film"],
         colour="blue",
         override_settings={"sd_vae": "other.pt", "ddim_discretize": "quad"},
@@ -221,7 +226,7 @@ def test_each_field_that_is_not_acted_on_is_warned_of_once() -> None:
         },
     )
     assert [warning.split()[0].rstrip(":") for warning in request.warnings] == [
-        "restore_faces",
+        "image_cfg_scale",
         "styles",
         "colour",
         "override_settings.ddim_discretize",

@@ -15,6 +15,7 @@ from middleware_api.container import pictures
 from middleware_api.container.engine import CheckpointFile, Engine
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import PICTURE_SIDE_MAX, Fields, decode_image, read_fields
+from middleware_api.container.ignored import NO_FACES
 from middleware_api.container.infotext import parameters_line
 from middleware_api.container.job import Answer, Job
 from middleware_api.container.picture_tiles import Tiles, parse_tiles
@@ -42,10 +43,6 @@ _USED = {
     *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
 }
 _SETTINGS_USED = {"ESRGAN_tile", "ESRGAN_tile_overlap"}
-NO_FACES = (
-    "this engine restores no faces: GFPGAN and CodeFormer need a program that finds the faces, "
-    "which is not part of it. Restore them in a WebUI of your own, in its Extras tab."
-)
 
 
 @dataclass(frozen=True)

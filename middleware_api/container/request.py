@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 from PIL import Image, ImageColor
 
@@ -13,13 +12,12 @@ from middleware_api import contract
 from middleware_api.container import schedules
 from middleware_api.container.control_units import (
     ControlRequest,
-    control_warnings,
-    is_controlnet,
     parse_control,
 )
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image, read_fields
 from middleware_api.container.hires import FirstPass, HiresRequest, parse_hires
+from middleware_api.container.ignored import refuse_faces, warnings_of
 from middleware_api.container.picture_tiles import Tiles, parse_tiles
 from middleware_api.container.samplers import Sampler, resolve_sampler
 from middleware_api.container.sampling_settings import (
@@ -29,9 +27,6 @@ from middleware_api.container.sampling_settings import (
     parse_sampling,
 )
 from middleware_api.container.schedules import Plan, resolve_schedule
-from middleware_api.container.text_settings import (
-    SETTINGS as TEXT_SETTINGS,
-)
 from middleware_api.container.text_settings import (
     TextSettings,
     read_prompt,
@@ -186,55 +181,6 @@ class GenerationRequest:
         return any(schedules.share_done(s, levels) >= switch_at for s in plan.sigmas[:-1])
 
 
-# Fields the engine does not act on: the values that ask for nothing. Anything else is warned of.
-_IDLE: dict[str, tuple[Any, ...]] = {
-    "restore_faces": (None, False),
-    "styles": (None, []),
-    "firstphase_width": (None, 0),
-    "firstphase_height": (None, 0),
-    "script_name": (None, ""),
-    "script_args": (None, []),
-    "image_cfg_scale": (None,),
-    "comments": (None, {}),
-    "infotext": (None, ""),
-}
-
-# Fields that change no picture here: they steer the WebUI's own folders and answers, or what
-# only Forge's other architectures read.
-_WITHOUT_EFFECT = {
-    *("override_settings_restore_afterwards", "do_not_save_samples", "do_not_save_grid"),
-    *("send_images", "save_images", "include_init_images", "force_task_id"),
-    "distilled_cfg_scale",
-}
-_USED = {
-    *("prompt", "negative_prompt", "seed", "subseed", "subseed_strength", "sampler_name"),
-    *("sampler_index", "scheduler", "steps", "cfg_scale", "width", "height", "batch_size"),
-    *("n_iter", "denoising_strength", "init_images", "mask", "mask_blur", "mask_blur_x"),
-    *("mask_blur_y", "mask_round", "inpainting_fill", "inpainting_mask_invert"),
-    "latent_mask",
-    *("inpaint_full_res", "inpaint_full_res_padding", "resize_mode", "override_settings"),
-    *("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_upscaler", "firstpass_image"),
-    *("hr_second_pass_steps", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler"),
-    *("hr_prompt", "hr_negative_prompt", "hr_cfg", "refiner_checkpoint", "refiner_switch_at"),
-    *("clip_skip", "CLIP_stop_at_last_layers", "alwayson_scripts", "tiling", "eta"),
-    *("seed_resize_from_h", "seed_resize_from_w", "s_churn", "s_tmin", "s_tmax", "s_noise"),
-    *("s_min_uncond", "disable_extra_networks", "initial_noise_multiplier"),
-    # the middleware's own, beside the WebUI's
-    *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
-}
-_SETTINGS_USED = {
-    *("samples_format", "sd_model_checkpoint", "return_grid"),
-    *("sd_vae", "eta_noise_seed_delta", "save_images_before_highres_fix", "randn_source"),
-    *("tiling", "eta_ancestral", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise"),
-    *("sigma_min", "sigma_max", "rho", "use_old_karras_scheduler_sigmas", "beta_dist_alpha"),
-    *("beta_dist_beta", "always_discard_next_to_last_sigma", "sgm_noise_multiplier"),
-    *("s_min_uncond", "s_min_uncond_all", "skip_early_cond", "uni_pc_variant"),
-    *("uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final"),
-    *("initial_noise_multiplier", "img2img_extra_noise", "img2img_fix_steps"),
-    *("enable_quantization", "inpainting_mask_weight", "sd_noise_schedule"),
-    *("enable_quantization", "upscaler_for_img2img", "ESRGAN_tile", "ESRGAN_tile_overlap"),
-    *("overlay_inpaint", "img2img_background_color"),
-}
 _IMG2IMG_UPSCALER = "override_settings.upscaler_for_img2img"
 _NOBODY = ("", "None", "none")
 
@@ -252,6 +198,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
             f"override_settings.samples_format {image_format!r} is not available. "
             "Choose png, jpg or webp."
         )
+    refuse_faces(fields, settings)
     sampling = parse_sampling(fields, settings)
     first = FirstPass(
         prompt=read_prompt(fields, "prompt"),
@@ -294,7 +241,7 @@ def parse_request(task: str, content: bytes, rng: random.Random) -> GenerationRe
         tiles=parse_tiles(settings),
         tiling=fields.flag("tiling", settings.flag("tiling")),
         styles=tuple(map(str, fields.items("styles"))),
-        warnings=tuple(_warnings(fields, task)),
+        warnings=tuple(warnings_of(fields, task)),
     )
 
 
@@ -390,34 +337,3 @@ def _seed_resize(fields: Fields) -> tuple[int, int] | None:
             "bad_field",
         )
     return width, height
-
-
-def _warnings(fields: Fields, task: str) -> list[str]:
-    """One sentence for each field that asks for something the engine does not do yet."""
-    found = []
-    for name, value in fields.raw.items():
-        if name in _IDLE:
-            if value not in _IDLE[name]:
-                found.append(f"{name} is not supported yet and was ignored.")
-        elif name not in _USED | _WITHOUT_EFFECT:
-            found.append(f"{name} is not a field of this engine and was ignored.")
-    for name in fields.mapping("override_settings"):
-        if name not in _SETTINGS_USED | TEXT_SETTINGS:
-            found.append(f"override_settings.{name} is not supported yet and was ignored.")
-    for name, script in fields.mapping("alwayson_scripts").items():
-        if not is_controlnet(name) and _asks_for_something(script):
-            found.append(f"alwayson_scripts.{name} is not supported yet and was ignored.")
-    found += control_warnings(fields)
-    if task == contract.TaskType.IMG2IMG.value:
-        if len(fields.items("init_images")) > 1:
-            found.append("init_images: only the first picture was used.")
-        if fields.flag("enable_hr"):
-            found.append("enable_hr has no meaning for img2img and was ignored.")
-    return found
-
-
-def _asks_for_something(script: object) -> bool:
-    args = script.get("args") if isinstance(script, dict) else script
-    if not isinstance(args, list):
-        return bool(args)
-    return any(not isinstance(a, dict) or a.get("enabled", True) for a in args if a)
