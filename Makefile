@@ -47,10 +47,12 @@ check: .venv/ready .venv-webui/ready
 	.venv/bin/mypy --python-executable .venv-webui/bin/python aws_extension
 	$(MAKE) test
 
-# Everything that a real WebUI generates, made in the cloud; not part of `make test`. Needs a checkout
+# Everything that a real WebUI generates, made in the cloud, and pictures for the cloud made by a real
+# WebUI; not part of `make test`. Needs a checkout
 # of AUTOMATIC1111's WebUI 1.10.1 that has been started once:  make check-webui WEBUI_DIR=~/webui
 check-webui: .venv/ready .venv-webui/ready
 	.venv-webui/bin/python -m pytest -q --timeout 300 tests/extension/real_webui
+	.venv/bin/python -m pytest -q -m webui --timeout 600 tests/test_webui_engine_real.py
 
 # Minutes of requests made from the OpenAPI document; not part of `make test`.
 check-fuzz: .venv/ready

@@ -287,6 +287,13 @@ def _flags(webui: PretendWebUi, _: object) -> dict[str, Any]:
     }
 
 
+def _options(webui: PretendWebUi, body: dict[str, Any]) -> dict[str, Any] | None:
+    if not body:
+        return _OPTIONS
+    webui.asked.append(body)
+    return None
+
+
 def _openapi(webui: PretendWebUi, _: object) -> dict[str, Any]:
     fields = dict.fromkeys(_PICTURES, _PICTURE_FIELDS)
     fields |= dict.fromkeys(("ExtrasSingleImageRequest", "ExtrasBatchImagesRequest"), _EXTRAS)
@@ -302,7 +309,7 @@ _ROUTES: dict[str, Callable[[PretendWebUi, Any], Any]] = {
     "/internal/progress": lambda webui, body: {"active": webui.task == body["id_task"]},
     "/sdapi/v1/latent-upscale-modes": lambda webui, _: [{"name": "Latent"}],
     "/sdapi/v1/cmd-flags": _flags,
-    "/sdapi/v1/options": lambda webui, _: _OPTIONS,
+    "/sdapi/v1/options": _options,
     "/sdapi/v1/txt2img": _pictures,
     "/sdapi/v1/img2img": _pictures,
     "/sdapi/v1/progress": _progress,

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,9 @@ from middleware_api.container.engines import DiffusersSettings
 from middleware_api.container.object_store import Bucket
 from middleware_api.container.serve import Settings
 from middleware_api.container.storage import FolderStorage
+from middleware_api.deploy.package import build_image_sources
 from tests.engine_checkpoints import write_checkpoint
+from tests.only_writable import landlock_version
 from tests.server import REPOSITORY, until
 
 TOKEN = "worker-secret"
@@ -91,14 +94,21 @@ class _S3Handler(BaseHTTPRequestHandler):
 class Worker:
     """`serve` on a free port, with an object store of its own.
 
-    `environment` tells it where that is: in the folder, unless something else is given.
+    `environment` tells it where that is: in the folder, unless something else is given. `command`
+    starts another program than the repository's own.
     """
 
-    def __init__(self, root: Path, *options: str, **environment: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *options: str,
+        command: Sequence[str] = (sys.executable, "-m", "middleware_api.container.serve"),
+        **environment: str,
+    ) -> None:
         self.root = root
         self.checkpoint_size = write_checkpoint(root / CHECKPOINT).stat().st_size
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "middleware_api.container.serve", "--port=0", *options],
+            [*command, "--port=0", *options],
             cwd=REPOSITORY,
             env={
                 **os.environ,
@@ -112,9 +122,9 @@ class Worker:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("serving on http://127.0.0.1:"), f"did not start: {line!r}"
+        assert line.startswith("serving on http://"), f"did not start: {line!r}"
         self.client = httpx.Client(
-            base_url=line.removeprefix("serving on ").strip(),
+            base_url=line.removeprefix("serving on ").strip().replace("0.0.0.0", "127.0.0.1"),
             headers={"Authorization": f"Bearer {TOKEN}"},
             timeout=60,
         )
@@ -249,10 +259,26 @@ def s3(tmp_path: Path) -> Iterator[S3Double]:
         thread.join()
 
 
-def test_the_same_program_works_from_a_bucket(s3: S3Double, tmp_path: Path) -> None:
-    weights = tmp_path / "weights"
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
+def test_it_works_from_a_bucket_as_in_its_image(s3: S3Double, tmp_path: Path) -> None:
+    """As `docker run --read-only IMAGE serve`: from the image's sources, writing to /tmp alone."""
+    program, scratch = tmp_path / "program", tmp_path / "scratch"
+    zipfile.ZipFile(build_image_sources(tmp_path).path).extractall(program)
+    scratch.mkdir()
+    weights = scratch / "weights"
+    sandbox = (sys.executable, "-m", "tests.only_writable", str(scratch), "--")
+    outside = subprocess.run([*sandbox, "touch", str(program / "x")], cwd=REPOSITORY, check=False)
+    assert outside.returncode != 0
+    started = program / "middleware_api" / "container" / "serve.sh"
     worker = Worker(
         s3.root,
+        command=(*sandbox, "sh", str(started)),
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        SDAWS_PROGRAM=str(program),
+        SDAWS_LOGS="json",
+        HOME=str(scratch),
+        TMPDIR=str(scratch),
+        PYTHONDONTWRITEBYTECODE="1",
         SDAWS_BUCKET="pictures",
         SDAWS_WEIGHTS_DIR=str(weights),
         AWS_REGION="eu-central-1",
@@ -268,10 +294,14 @@ def test_the_same_program_works_from_a_bucket(s3: S3Double, tmp_path: Path) -> N
     assert worker.progress("good")["phase"] == "done"
     assert [path.suffix for path in weights.iterdir()] == [".safetensors"]
     assert worker.invoke("good", seed=2).json() == answer.json()  # delivered twice
-    weights.rename(tmp_path / "elsewhere")
+    weights.rename(scratch / "elsewhere")
     assert worker.client.get("/ping").status_code == 503
     worker.process.terminate()
-    assert worker.ended()[0] == 0
+    code, log = worker.ended()
+    assert code == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    told = [line["message"].split()[0] for line in lines if line.get("job") == "good"]
+    assert told[:2] == ["started", "finished"]
 
 
 def test_settings_are_read_once_and_refused_by_name(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save
 
 from middleware_api import contract
 from middleware_api.container.errors import (
@@ -31,6 +33,7 @@ from middleware_api.container.webui import client
 from middleware_api.container.webui.driven import WebUiSettings
 from middleware_api.container.webui.engine import WebUiEngine
 from tests.pretend_webui import free_port, png, pretending
+from tests.sample_networks import hypernetwork, unpickled_tensors
 from tests.server import until
 
 WEIGHTS = {
@@ -180,10 +183,10 @@ def test_the_webuis_own_files_are_used_where_they_are_the_same(bench: Bench) -> 
 
 def test_a_hypernetwork_needs_a_webui_that_can_be_started_again(bench: Bench) -> None:
     files = [bench.upload("Stable-diffusion", *WEIGHTS["Stable-diffusion"])]
-    files.append(bench.upload("hypernetworks", "net.safetensors", b"net"))
+    files.append(bench.upload("hypernetworks", "net.safetensors", converted_hypernetwork()))
     with pytest.raises(BadRequest, match=r"does not show net.safetensors .* has to be restarted"):
         bench.run("j1", steps=1, files=files)
-    assert not [*bench.webui.data.rglob("net.safetensors")]
+    assert not [*bench.webui.data.rglob("net.*")]
 
 
 def test_links_to_files_that_are_gone_go_too(bench: Bench) -> None:
@@ -350,8 +353,16 @@ def test_a_webui_of_its_own_is_started_again_when_it_ends(tmp_path: Path) -> Non
         engine.check()
     # Its API cannot make it look for hypernetworks: for those it is started again too.
     files = [bench.upload("Stable-diffusion", *WEIGHTS["Stable-diffusion"])]
-    files.append(bench.upload("hypernetworks", "net.safetensors", b"net"))
+    files.append(bench.upload("hypernetworks", "net.safetensors", converted_hypernetwork()))
     assert bench.run("j3", steps=1, files=files)["status"] == "succeed"
+    (found,) = (data / "models/hypernetworks").rglob("*.pt")
+    told = torch.load(found, weights_only=True)
+    asked = hypernetwork([1, 2, 1], "relu", with_norm=False)
+    assert told["layer_structure"] == asked["layer_structure"]
+    assert told["activate_output"] is False
+    for side in (0, 1):
+        assert told[64][side].keys() == asked[64][side].keys()
+        assert all(tensor.equal(asked[64][side][name]) for name, tensor in told[64][side].items())
     engine.close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
@@ -364,6 +375,13 @@ def test_a_webui_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:
         assert "no-such-webui cannot be started: No such file or directory" in seen["why"]
     finally:
         engine.close()
+
+
+def converted_hypernetwork() -> bytes:
+    """As an upload leaves it."""
+    content = hypernetwork([1, 2, 1], "relu", with_norm=False)
+    tensors, metadata = unpickled_tensors(content, 1 << 20)
+    return save(dict(sorted(tensors.items())), metadata)
 
 
 def _why_down(engine: WebUiEngine) -> str:

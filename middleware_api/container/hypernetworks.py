@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -69,6 +69,21 @@ def load_hypernetwork(path: Path, file_name: str) -> Hypernetwork:
             f"{file_name} is no hypernetwork. Pick another file, or take it out of the prompt."
         )
     return Hypernetwork(PurePath(file_name).stem, modules)
+
+
+def trained_form(path: Path, file_name: str) -> dict[object, object]:
+    """A hypernetwork as the WebUI's training saves it, before an upload converts it.
+
+    Raises CheckpointUnreadable.
+    """
+    tensors, metadata = read_network_file(path, file_name)
+    load_hypernetwork(path, file_name)  # whoever gets it may not check so much
+    weights = _weights(tensors)
+    pairs: dict[object, object] = {w: (weights[w, 0], weights[w, 1]) for w, _ in weights}
+    settings = asdict(_settings(metadata))
+    if not settings["dropout_structure"]:  # an empty one is not the same as none
+        del settings["dropout_structure"]
+    return {**pairs, **{k: [*v] if isinstance(v, tuple) else v for k, v in settings.items()}}
 
 
 @dataclass(frozen=True)

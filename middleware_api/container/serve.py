@@ -120,8 +120,8 @@ def create_app(worker_token: str, runner: JobRunner, engine: WorkerEngine) -> St
             except ContainerError as error:
                 logger.info("refused job=%s code=%s", job_id, error.code)
                 return _error(error.status, error.code, str(error))
-        seconds = time.monotonic() - since
-        logger.info("finished job=%s status=%s seconds=%.2f", job_id, result["status"], seconds)
+            seconds = time.monotonic() - since
+            logger.info("finished job=%s status=%s seconds=%.2f", job_id, result["status"], seconds)
         return JSONResponse(result)
 
     async def invocations(request: Request) -> Response:

@@ -1,3 +1,4 @@
 #!/bin/sh
 # What SageMaker starts: `docker run IMAGE serve`. `exec`, so that its SIGTERM reaches Python.
-cd /opt/program && exec python -m middleware_api.container.serve --host 0.0.0.0 --port 8080
+cd "${SDAWS_PROGRAM:-/opt/program}" && exec python -m middleware_api.container.serve \
+    --host 0.0.0.0 --port 8080 "$@"

@@ -81,7 +81,7 @@ class Cloud:
         )
         stack = self._stacks.find(self._name)
         assert stack is not None
-        self._build_image(stack.outputs, sources.digest)
+        self._build_images(stack.outputs)
         self._say(f"\nAPI:         {stack.outputs['ApiUrl']}")
         self._say(f"Admin token: {stack.outputs['AdminTokenCommand']}")
         self._say(f"Bucket:      {stack.outputs['Bucket']}")
@@ -145,18 +145,21 @@ class Cloud:
         account = self._session.client("apigateway").get_account()
         return {"ApiLogRole": "present" if account.get("cloudwatchRoleArn") else "create"}
 
-    def _build_image(self, outputs: Mapping[str, str], tag: str) -> None:
+    def _build_images(self, outputs: Mapping[str, str]) -> None:
+        wanted = outputs["ImageTags"].split()
         found = self._session.client("ecr").batch_get_image(
-            repositoryName=outputs["Repository"], imageIds=[{"imageTag": tag}]
+            repositoryName=outputs["Repository"], imageIds=[{"imageTag": tag} for tag in wanted]
         )
-        if found["images"]:
-            self._say(f"\nThe inference image {tag} is there already.")
+        there = {image["imageId"]["imageTag"] for image in found["images"]}
+        missing = [tag for tag in wanted if tag not in there]
+        if not missing:
+            self._say(f"\nThe inference images are there already: {', '.join(wanted)}.")
             return
         project = outputs["BuildProject"]
         self._session.client("codebuild").start_build(projectName=project)
         self._say(
-            f"\nThe inference image {tag} is being built (about 15 minutes); endpoints can be "
-            "created once it is there. Watch it:\n  aws logs tail --follow --region "
+            f"\nBeing built (15 minutes, the WebUI's 30 more): {', '.join(missing)}. Endpoints can "
+            "be created once their image is there. Watch it:\n  aws logs tail --follow --region "
             f"{self._session.region_name} /aws/codebuild/{project}"
         )
 

@@ -73,7 +73,9 @@ def test_its_compiled_parts_are_for_the_functions_machine(folder: Path) -> None:
 
 def test_the_images_sources_are_all_that_its_program_needs(folder: Path) -> None:
     # .venv has the groups that the Dockerfile installs, and more.
-    run_in(folder / "image", sys.executable, "-c", "import middleware_api.container.serve")
+    for program in ("serve", "diffusers_engine", "webui.engine", "train"):
+        module = f"middleware_api.container.{program}"
+        run_in(folder / "image", sys.executable, "-c", f"import {module}")
 
 
 def test_the_same_contents_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:

@@ -159,6 +159,12 @@ class DrivenWebUi:
         renewal = Renewal(call, restart if self._process is not None else None)
         return self._weights.place(job, file, renewal)
 
+    def load(self, job: Job, word: str, watch: Callable[[], None]) -> None:
+        """Has a WebUI of ours load a checkpoint; another's keeps what its people have chosen."""
+        if self._process is not None:
+            job.progress.phase("loading checkpoint")
+            self.work("/sdapi/v1/options", {"sd_model_checkpoint": word}, watch)
+
     def is_at(self, task_id: str) -> bool:
         """Whether it works at that task now; tasks of a WebUI that is ours are all ours."""
         if self._process is not None:

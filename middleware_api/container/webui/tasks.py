@@ -128,11 +128,12 @@ def interrogate(webui: DrivenWebUi, job: Job) -> Answer:
 
 
 def prefetch(webui: DrivenWebUi, job: Job) -> Answer:
-    """Puts the files where the WebUI finds them; it loads them when it is asked for pictures."""
+    """Puts the files where the WebUI finds them, and has one of ours load the last of them."""
     answered = _Answered()
     with _asking(webui, job, "") as watch:
         watch.begin()
-        _place(webui, job, watch, answered)
+        for _, word in _place(webui, job, watch, answered):
+            webui.load(job, word, watch)
     return Answer(images=(), info="{}")
 
 
@@ -152,16 +153,32 @@ def _asking(webui: DrivenWebUi, job: Job, task_id: str) -> Iterator[Watch]:
 
 _Placed = list[tuple[ContainerCheckpoint, str]]
 
+# Those first for which the WebUI may have to be started again. Embeddings it reads for the
+# checkpoint that it has loaded, and not without one.
+_PLACED_FIRST = (CheckpointType.HYPERNETWORKS.value, CheckpointType.STABLE_DIFFUSION.value)
+_PLACED_LAST = (CheckpointType.EMBEDDINGS.value,)
+
 
 def _place(webui: DrivenWebUi, job: Job, watch: Watch, answered: _Answered) -> _Placed:
     """All the job's files, each with the WebUI's word for it."""
-    done = []
-    for file in job.invocation["checkpoints"]:
-        placed = webui.place(job, file, watch)
-        if placed.warning:
-            answered.warnings.append(placed.warning)
-        done.append((file, placed.word))
-    return done
+    files = job.invocation["checkpoints"]
+    words: dict[str, str] = {}
+    kinds = dict.fromkeys((*_PLACED_FIRST, *(file["type"] for file in files)))
+    for kind in sorted(kinds, key=lambda kind: kind in _PLACED_LAST):
+        for file in files:
+            if file["type"] != kind:
+                continue
+            if kind in _PLACED_LAST and (loaded := _checkpoint_words(files, words)):
+                webui.load(job, loaded[0], watch)
+            placed = webui.place(job, file, watch)
+            answered.warnings += [placed.warning] if placed.warning else []
+            words[file["key"]] = placed.word
+    return [(file, words[file["key"]]) for file in files]
+
+
+def _checkpoint_words(files: list[ContainerCheckpoint], words: Mapping[str, str]) -> list[str]:
+    kind = CheckpointType.STABLE_DIFFUSION.value
+    return [words[file["key"]] for file in files if file["type"] == kind and file["key"] in words]
 
 
 def _named_as_placed(body: dict[str, Any], placed: _Placed) -> dict[str, Any]:
@@ -173,7 +190,7 @@ def _named_as_placed(body: dict[str, Any], placed: _Placed) -> dict[str, Any]:
         found = find_named(wanted, files) if isinstance(wanted, str) else None
         return None if found is None else words[found["key"]]
 
-    checkpoints = [w for f, w in placed if f["type"] == CheckpointType.STABLE_DIFFUSION.value]
+    checkpoints = _checkpoint_words([f for f, _ in placed], {f["key"]: w for f, w in placed})
     if not checkpoints:
         raise BadRequest(
             "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"

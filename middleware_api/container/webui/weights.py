@@ -1,6 +1,7 @@
 """A job's weights files where the WebUI finds them, and what it calls them.
 
-A WebUI on this machine gets a link to each file, in folders named `sdaws` below those that it looks
+A WebUI on this machine gets a link to each file (of a hypernetwork a copy in torch's form, the only
+one that it reads), in folders named `sdaws` below those that it looks
 through; one elsewhere must have the files already.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,8 @@ class _Shelf:
     """How the WebUI keeps one kind of weights.
 
     `listing` and `refresh` are routes, an empty one is not there; `flag` is the command line's
-    folder, `folder` the one in the models folder that it looks through anyhow.
+    folder, `folder` the one in the models folder that it looks through anyhow. `by_stem`: requests
+    name them so; `only_pickled`: it reads no other files than torch's.
     """
 
     listing: str
@@ -61,6 +64,7 @@ class _Shelf:
     flag: str
     folder: str
     by_stem: bool = True
+    only_pickled: bool = False
 
 
 _SHELVES = {
@@ -82,7 +86,11 @@ _SHELVES = {
     ),
     # Its API has no way to make it look for new ones.
     CheckpointType.HYPERNETWORKS.value: _Shelf(
-        "/sdapi/v1/hypernetworks", ("", ""), "hypernetwork_dir", "hypernetworks"
+        "/sdapi/v1/hypernetworks",
+        ("", ""),
+        "hypernetwork_dir",
+        "hypernetworks",
+        only_pickled=True,
     ),
     CheckpointType.CONTROLNET.value: _Shelf(
         "/controlnet/model_list",
@@ -180,7 +188,12 @@ class WebUiWeights:
         if (same := self._same_name(file, shelf, root, path, known)) is not None:
             return Placed(same.word)
         link = root / FOLDER / _content_id(file) / file["name"]
-        listed = None if _point(link, path, shelf.by_stem) else _at(link, known)
+        if shelf.only_pickled:
+            link = link.with_suffix(".pt")
+            is_new = _write_pickled(link, path, file["name"])
+        else:
+            is_new = _point(link, path, shelf.by_stem)
+        listed = None if is_new else _at(link, known)
         if listed is None:
             _look_again(shelf, renewal)
             listed = _at(link, self._listed(file["type"], shelf))
@@ -304,22 +317,50 @@ def _point(link: Path, path: Path, by_stem: bool) -> bool:
     """The link, and no other of ours by its name where names must be unique; whether it is new."""
     target = path.absolute()
     if by_stem:
-        for other in link.parents[1].glob("*/*"):
-            if other.stem == link.stem and other != link:
-                other.unlink(missing_ok=True)
+        _make_way(link)
     if link.is_symlink() and Path(os.readlink(link)) == target:
         return False
-    try:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        draft = link.with_name(f".{secrets.token_hex(8)}")
+    with _making(link) as draft:
         draft.symlink_to(target)
-        os.replace(draft, link)
+    return True
+
+
+def _write_pickled(place: Path, path: Path, file_name: str) -> bool:
+    """What an upload converted, as it was before; whether that is new."""
+    _make_way(place)
+    if place.exists():
+        return False
+    import torch
+
+    from middleware_api.container.hypernetworks import trained_form
+
+    content = trained_form(path, file_name)
+    with _making(place) as draft:
+        # In the old form: the WebUI refuses what today's torch puts into its archives.
+        torch.save(content, draft, _use_new_zipfile_serialization=False)
+    return True
+
+
+def _make_way(place: Path) -> None:
+    """Removes all of ours by its name, which must be unique."""
+    for other in place.parents[1].glob("*/*"):
+        if other.stem == place.stem and other != place:
+            other.unlink(missing_ok=True)
+
+
+@contextmanager
+def _making(place: Path) -> Iterator[Path]:
+    """What the block makes of the path that it gets is `place` afterwards."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{secrets.token_hex(8)}")
+        yield draft
+        os.replace(draft, place)
     except OSError as error:
         raise EngineFailed(
-            f"{link} cannot be made ({error.strerror}): the WebUI's models folder must be "
+            f"{place} cannot be made ({error.strerror}): the WebUI's models folder must be "
             "writable for the worker."
         ) from error
-    return True
 
 
 def _at(link: Path, known: list[Listed]) -> Listed | None:
