@@ -42,6 +42,7 @@ _FOLDERS = {
     "hypernetworks": "models/hypernetworks",
     "embeddings": "embeddings",
     "ControlNet": "models/ControlNet",
+    "ESRGAN": "models/ESRGAN",
 }
 
 
@@ -227,6 +228,7 @@ def _interrupt(webui: PretendWebUi, _: object) -> dict[str, Any]:
 
 
 def _extras(webui: PretendWebUi, body: dict[str, Any]) -> dict[str, Any]:
+    webui.asked.append(body)
     text = f"Postprocess upscale by: 2, Postprocess upscaler: {body.get('upscaler_1')}"
     made = png(1, {"postprocessing": text})
     if "imageList" in body:
@@ -283,6 +285,7 @@ def _flags(webui: PretendWebUi, _: object) -> dict[str, Any]:
         "models_dir": None,
         "lora_dir": str(webui.data / _FOLDERS["Lora"]),
         "hypernetwork_dir": str(webui.data / _FOLDERS["hypernetworks"]),
+        "esrgan_models_path": str(webui.data / _FOLDERS["ESRGAN"]),
         "embeddings_dir": str(webui.data / _FOLDERS["embeddings"]),
     }
 
@@ -323,6 +326,11 @@ _ROUTES: dict[str, Callable[[PretendWebUi, Any], Any]] = {
     ],
     "/sdapi/v1/loras": _named("Lora"),
     "/sdapi/v1/hypernetworks": _named("hypernetworks"),
+    "/sdapi/v1/upscalers": lambda webui, _: [
+        {"name": "None", "model_path": None},
+        {"name": "ESRGAN_4x", "model_path": "https://github.com/cszn/KAIR"},
+        *({"name": path.stem, "model_path": str(path)} for path in webui.files["ESRGAN"]),
+    ],
     "/sdapi/v1/embeddings": lambda webui, _: {
         "loaded": {path.stem: {} for path in webui.files["embeddings"]},
         "skipped": {},

@@ -34,6 +34,7 @@ from middleware_api.container.webui.driven import WebUiSettings
 from middleware_api.container.webui.engine import WebUiEngine
 from tests.pretend_webui import free_port, png, pretending
 from tests.sample_networks import hypernetwork, unpickled_tensors
+from tests.sample_upscalers import repeating
 from tests.server import until
 
 WEIGHTS = {
@@ -363,6 +364,14 @@ def test_a_webui_of_its_own_is_started_again_when_it_ends(tmp_path: Path) -> Non
     for side in (0, 1):
         assert told[64][side].keys() == asked[64][side].keys()
         assert all(tensor.equal(asked[64][side][name]) for name, tensor in told[64][side].items())
+    # And for upscalers, which are named by their files' names in requests.
+    model = {f"params.{name}": tensor for name, tensor in repeating(2).items()}
+    files = [bench.upload("ESRGAN", "big.safetensors", save(model))]
+    many = {"image": png(3, {}), "upscaler_1": "big.safetensors"}
+    result = bench.run("e1", "extra-single-image", files, **many)
+    assert "Postprocess upscaler: big" in result["info"]
+    (found,) = (data / "models/ESRGAN").rglob("big.pth")
+    assert torch.load(found, weights_only=True).keys() == repeating(2).keys()
     engine.close()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))

@@ -32,6 +32,7 @@ from middleware_api.container.webui.engine import WebUiEngine
 from middleware_api.demo import architecture
 from tests.pretend_webui import free_port
 from tests.sample_networks import write_converted, write_networks
+from tests.sample_upscalers import esrgan, write_upscaler
 from tests.server import REPOSITORY, until
 from tests.test_webui_engine import Bench
 
@@ -174,6 +175,16 @@ def test_the_extras_tab(studio: Studio) -> None:
     assert "Postprocess upscaler: Lanczos" in json.loads(result["info"])["infotexts"][0]
 
 
+def test_upscalers_that_are_models(studio: Studio, tmp_path: Path) -> None:
+    big = write_upscaler(tmp_path / "big.safetensors", esrgan(), wrapped="params_ema")
+    files = [studio.upload("ESRGAN", big.name, big.read_bytes())]
+    asked = {"image": _picture(), "upscaler_1": "big", "upscaling_resize": 4}
+    (picture,) = studio.pictures(studio.run("big", "extra-single-image", files, **asked))
+    assert pixels(picture).shape == (256, 256, 3)
+    (usual,) = studio.pictures(studio.run("usual", "extra-single-image", [], **_lanczos()))
+    assert not np.array_equal(pixels(picture), pixels(usual))
+
+
 def test_a_webui_that_was_killed_comes_back(studio: Studio) -> None:
     process = studio.engine._webui._process
     assert process is not None
@@ -185,6 +196,10 @@ def test_a_webui_that_was_killed_comes_back(studio: Studio) -> None:
         studio.run("killed", files=studio.files(), **long)
     result = studio.run("after", files=studio.files(), **ASKED)
     assert result["status"] == "succeed"
+
+
+def _lanczos() -> dict[str, Any]:
+    return {"image": _picture(), "upscaler_1": "Lanczos", "upscaling_resize": 4}
 
 
 def _asking(prompt: str) -> dict[str, Any]:

@@ -96,6 +96,11 @@ def load_upscaler(path: Path, name: str, device: torch.device) -> UpscalerModel:
     return UpscalerModel(name, int(found.scale), found.model.eval(), found)
 
 
+def bare_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """An upscaler's tensors as every program reads them; raises CheckpointUnreadable."""
+    return _unwrapped(read_network_file(path, name)[0])
+
+
 def _require_upscaler(found: Any, spandrel: ModuleType, name: str) -> None:
     if isinstance(found, spandrel.ImageModelDescriptor) and found.purpose in ("SR", "Restoration"):
         channels = (found.input_channels, found.output_channels)

@@ -25,6 +25,8 @@ from middleware_api.contract import CheckpointType, ContainerCheckpoint, TaskTyp
 # The middleware's own, beside the WebUI's; the last would hold the pictures back.
 _OURS = {"sagemaker_endpoint_name", "sagemaker_endpoint", "endpoint_name", "task_type", "models"}
 _OURS |= {"filters", "upload_params"}
+_OTHER_CHECKPOINTS = ("refiner_checkpoint", "hr_checkpoint_name")
+_UPSCALERS = ("hr_upscaler", "upscaler_1", "upscaler_2")
 _OWN_VAE = ("", "None", "Automatic")
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
@@ -99,8 +101,10 @@ def process(webui: DrivenWebUi, job: Job) -> Answer:
     answered = _Answered()
     with _asking(webui, job, "") as watch:
         watch.begin()
-        body = _without_ours(read_fields(job.content).raw)
-        body = webui.fitting(kind, body, answered.warnings)
+        body = dict(read_fields(job.content).raw)
+        body = _with_upscalers(body, _place(webui, job, watch, answered))
+        body = webui.fitting(kind, _without_ours(body), answered.warnings)
+        job.stop_if_asked()
         job.progress.phase("upscaling")
         answered.document = webui.work(f"/sdapi/v1/{kind}", body, watch)
     if answered.document is None:
@@ -183,30 +187,36 @@ def _checkpoint_words(files: list[ContainerCheckpoint], words: Mapping[str, str]
 
 def _named_as_placed(body: dict[str, Any], placed: _Placed) -> dict[str, Any]:
     """The request with the WebUI's words for the files that it names by others'."""
-
-    def word(kind: CheckpointType, wanted: object) -> str | None:
-        words = {file["key"]: word for file, word in placed}
-        files = [file for file, _ in placed if file["type"] == kind.value]
-        found = find_named(wanted, files) if isinstance(wanted, str) else None
-        return None if found is None else words[found["key"]]
-
-    checkpoints = _checkpoint_words([f for f, _ in placed], {f["key"]: w for f, w in placed})
+    kind = CheckpointType.STABLE_DIFFUSION
+    checkpoints = [word for file, word in placed if file["type"] == kind.value]
     if not checkpoints:
         raise BadRequest(
             "The job names no Stable-diffusion checkpoint. Choose one.", "missing_checkpoint"
         )
     settings = dict(Fields(body).mapping("override_settings"))
-    kind = CheckpointType.STABLE_DIFFUSION
     # A WebUI that sends its own choice along may mean a file that only it has.
-    named = word(kind, settings.get("sd_model_checkpoint"))
+    named = _word(placed, kind, settings.get("sd_model_checkpoint"))
     settings["sd_model_checkpoint"] = named or checkpoints[0]
-    for name in ("refiner_checkpoint", "hr_checkpoint_name"):
-        if found := word(kind, body.get(name)):
-            body[name] = found
     vae = settings.get("sd_vae")
-    if vae not in _OWN_VAE and (found := word(CheckpointType.VAE, vae)):
+    if vae not in _OWN_VAE and (found := _word(placed, CheckpointType.VAE, vae)):
         settings["sd_vae"] = found
-    return {**body, "override_settings": settings}
+    renamed = {name: _word(placed, kind, body.get(name)) for name in _OTHER_CHECKPOINTS}
+    body = {**body, **{name: found for name, found in renamed.items() if found}}
+    return _with_upscalers({**body, "override_settings": settings}, placed)
+
+
+def _with_upscalers(body: dict[str, Any], placed: _Placed) -> dict[str, Any]:
+    kind = CheckpointType.ESRGAN
+    renamed = {name: _word(placed, kind, body.get(name)) for name in _UPSCALERS}
+    return {**body, **{name: found for name, found in renamed.items() if found}}
+
+
+def _word(placed: _Placed, kind: CheckpointType, wanted: object) -> str | None:
+    """The WebUI's for the job's file that somebody else's word means."""
+    words = {file["key"]: word for file, word in placed}
+    files = [file for file, _ in placed if file["type"] == kind.value]
+    found = find_named(wanted, files) if isinstance(wanted, str) else None
+    return None if found is None else words[found["key"]]
 
 
 def _without_ours(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A job's weights files where the WebUI finds them, and what it calls them.
 
-A WebUI on this machine gets a link to each file (of a hypernetwork a copy in torch's form, the only
-one that it reads), in folders named `sdaws` below those that it looks
+A WebUI on this machine gets a link to each file (of hypernetworks and upscalers a copy in torch's
+form, the only one that it reads of them), in folders named `sdaws` below those that it looks
 through; one elsewhere must have the files already.
 """
 
@@ -56,7 +56,7 @@ class _Shelf:
 
     `listing` and `refresh` are routes, an empty one is not there; `flag` is the command line's
     folder, `folder` the one in the models folder that it looks through anyhow. `by_stem`: requests
-    name them so; `only_pickled`: it reads no other files than torch's.
+    name them so; `only_pickled`: it reads no other files than torch's, with this ending.
     """
 
     listing: str
@@ -64,7 +64,7 @@ class _Shelf:
     flag: str
     folder: str
     by_stem: bool = True
-    only_pickled: bool = False
+    only_pickled: str = ""
 
 
 _SHELVES = {
@@ -90,7 +90,11 @@ _SHELVES = {
         ("", ""),
         "hypernetwork_dir",
         "hypernetworks",
-        only_pickled=True,
+        only_pickled=".pt",
+    ),
+    # Of all families: it asks each file what it is.
+    CheckpointType.ESRGAN.value: _Shelf(
+        "/sdapi/v1/upscalers", ("", ""), "esrgan_models_path", "ESRGAN", only_pickled=".pth"
     ),
     CheckpointType.CONTROLNET.value: _Shelf(
         "/controlnet/model_list",
@@ -127,7 +131,13 @@ class WebUiWeights:
 
     def place(self, job: Job, file: ContainerCheckpoint, renewal: Renewal) -> Placed:
         """Raises BadRequest naming the file that the WebUI does not have and cannot be given."""
-        shelf = _SHELVES[file["type"]]
+        shelf = _SHELVES.get(file["type"])
+        if shelf is None:
+            raise BadRequest(
+                f"The engine webui has no place for {file['type']} files: leave {file['name']} out "
+                "of the job's models.",
+                "unsupported_checkpoint",
+            )
         known = self._listed(file["type"], shelf)
         theirs = [listed for listed in known if not listed.is_ours]
         for listed in theirs:
@@ -189,8 +199,8 @@ class WebUiWeights:
             return Placed(same.word)
         link = root / FOLDER / _content_id(file) / file["name"]
         if shelf.only_pickled:
-            link = link.with_suffix(".pt")
-            is_new = _write_pickled(link, path, file["name"])
+            link = link.with_suffix(shelf.only_pickled)
+            is_new = _write_pickled(link, path, file)
         else:
             is_new = _point(link, path, shelf.by_stem)
         listed = None if is_new else _at(link, known)
@@ -275,6 +285,13 @@ def _read(kind: str, answer: Any) -> list[Listed]:
                 Listed(entry["model_name"], _stem(entry["filename"]), entry["filename"])
                 for entry in answer
             ]
+        if kind == CheckpointType.ESRGAN.value:
+            return [
+                Listed(entry["name"], entry["name"], entry["model_path"])
+                for entry in answer
+                # The others it has built in, or would fetch when they are used.
+                if entry["model_path"] and not entry["model_path"].startswith("http")
+            ]
         return [Listed(entry["name"], entry["name"], entry["path"]) for entry in answer]
     except (KeyError, TypeError, AttributeError) as error:
         raise EngineFailed(f"The WebUI lists its {kind} files in another form.") from error
@@ -325,7 +342,7 @@ def _point(link: Path, path: Path, by_stem: bool) -> bool:
     return True
 
 
-def _write_pickled(place: Path, path: Path, file_name: str) -> bool:
+def _write_pickled(place: Path, path: Path, file: ContainerCheckpoint) -> bool:
     """What an upload converted, as it was before; whether that is new."""
     _make_way(place)
     if place.exists():
@@ -333,8 +350,10 @@ def _write_pickled(place: Path, path: Path, file_name: str) -> bool:
     import torch
 
     from middleware_api.container.hypernetworks import trained_form
+    from middleware_api.container.upscaler_models import bare_weights
 
-    content = trained_form(path, file_name)
+    is_upscaler = file["type"] == CheckpointType.ESRGAN.value
+    content = (bare_weights if is_upscaler else trained_form)(path, file["name"])
     with _making(place) as draft:
         # In the old form: the WebUI refuses what today's torch puts into its archives.
         torch.save(content, draft, _use_new_zipfile_serialization=False)
