@@ -29,7 +29,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from middleware_api.container.autoencoding import decode, encode
+from middleware_api.container.autoencoding import decode, see
+from middleware_api.container.conditioning import Guidance
 from middleware_api.container.engine import CheckpointFile, Engine, Models, fitted
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.families import SD2
@@ -100,8 +101,9 @@ def request_of(**fields: object) -> GenerationRequest:
     return parse_request(task, json.dumps(small | sized | fields).encode(), random.Random(0))
 
 
-def guided(engine: Engine, models: Models, request: GenerationRequest) -> Any:
-    return engine._passes(models, request)[-1].denoise
+def guidance_of(engine: Engine, models: Models, request: GenerationRequest) -> Guidance:
+    """Of the last pass."""
+    return engine._prompts.guidance(models.main, engine._asks(request)[-1], models.networks)
 
 
 def pictures_of(engine: Engine, models: Models, request: GenerationRequest) -> list[np.ndarray]:
@@ -211,7 +213,7 @@ def test_sd2_reads_prompts_as_diffusers_does(
 ) -> None:
     request = request_of(clip_skip=3)  # which SD 2.x takes no notice of
     with engine.load(Roles(files.of("two"))) as models, torch.inference_mode():
-        ours = guided(engine, models, request).guidance.at(0)
+        ours = guidance_of(engine, models, request).at(0)
         theirs = two.encode_prompt(request.prompt, "cpu", 1, True, request.negative_prompt)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.beside is None
@@ -254,7 +256,7 @@ def test_sdxl_reads_prompts_as_diffusers_does(
 ) -> None:
     request = request_of(clip_skip=3)
     with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
-        towards, away = guided(engine, models, request).guidance.at(0)
+        towards, away = guidance_of(engine, models, request).at(0)
         tokens, no_tokens, pooled, no_pooled = xl.encode_prompt(
             request.prompt, device="cpu", negative_prompt=request.negative_prompt
         )
@@ -279,7 +281,7 @@ def test_an_empty_negative_prompt_is_nothing_to_sdxl(
     request = request_of(negative_prompt="")
     with engine.load(Roles(files.of("xl"))) as models:
         (ours,) = pictures_of(engine, models, request)
-        _, away = guided(engine, models, request_of(negative_prompt=" ")).guidance.at(0)
+        _, away = guidance_of(engine, models, request_of(negative_prompt=" ")).at(0)
     assert_same(ours, picture_of(xl, request))
     assert away.tokens.abs().max() > 0
 
@@ -296,7 +298,7 @@ def test_sdxl_is_told_the_size_and_what_was_cut(
     assert_same(ours, picture_of(xl, request, **told))
     hires = {"enable_hr": True, "hr_resize_x": 80, "hr_resize_y": 48, "denoising_strength": 0.5}
     with engine.load(Roles(files.of("xl"))) as models:
-        told = guided(engine, models, request_of(**hires)).guidance.numbers
+        told = guidance_of(engine, models, request_of(**hires)).numbers
     assert told == (80, 80, 0, 0, 80, 80)  # what is then cut off counts, as in the WebUI
 
 
@@ -341,7 +343,7 @@ def test_long_prompts_of_sdxl_are_read_in_chunks(
     parts = ("a red circle", "a green ring", "blue")
     request = request_of(prompt=" BREAK ".join(parts), negative_prompt="x AND y")
     with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
-        towards, away = guided(engine, models, request).guidance.at(0)
+        towards, away = guidance_of(engine, models, request).at(0)
         alone = [xl.encode_prompt(part, device="cpu") for part in parts]
     assert close(towards.tokens[0], torch.cat([tokens[0] for tokens, *_ in alone]))
     assert close(towards.beside[0], alone[0][2])
@@ -352,7 +354,7 @@ def test_emphasis_weighs_each_of_sdxls_encoders_by_itself(
     engine: Engine, files: Files, xl: StableDiffusionXLPipeline
 ) -> None:
     with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
-        towards, _ = guided(engine, models, request_of(prompt="a (red:1.5) circle")).guidance.at(0)
+        towards, _ = guidance_of(engine, models, request_of(prompt="a (red:1.5) circle")).at(0)
         plain, _, pooled, _ = xl.encode_prompt("a red circle", device="cpu")
     weights = torch.ones(77, 1)
     weights[2] = 1.5  # behind the beginning and "a"
@@ -369,7 +371,7 @@ def test_the_first_of_sdxls_encoders_has_a_clip_skip_if_asked(
     settings = {"sdxl_clip_l_skip": True}
     request = request_of(clip_skip=3, override_settings=settings)
     with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
-        towards, _ = guided(engine, models, request).guidance.at(0)
+        towards, _ = guidance_of(engine, models, request).at(0)
         ids = xl.tokenizer(request.prompt, padding="max_length", return_tensors="pt").input_ids
         first = xl.text_encoder(ids, output_hidden_states=True).hidden_states[-3]
         plain, *_ = xl.encode_prompt(request.prompt, device="cpu")
@@ -401,9 +403,9 @@ def test_an_inpainting_model_sees_what_the_mask_leaves(engine: Engine, files: Fi
     whole = {"inpaint_full_res": False, "inpainting_fill": 1}
     inpaint = loaded(files, "inpainting", StableDiffusionInpaintPipeline, safety_checker=None)
     with engine.load(Roles(files.of("inpainting"))) as models, torch.inference_mode():
-        shown = engine.start_of(models.main, request_of(**fields, **whole)).picture
+        shown = engine.start_of(models.main, request_of(**fields, **whole))([1]).picture
         halves = {"override_settings": {"inpainting_mask_weight": 0.5}}
-        weaker = engine.start_of(models.main, request_of(**fields, **whole, **halves)).picture
+        weaker = engine.start_of(models.main, request_of(**fields, **whole, **halves))([1]).picture
     pixels = to_tensor(image)
     hidden = torch.zeros(1, 1, SIDE, SIDE)
     hidden[..., 0:16, 8:24] = 1
@@ -449,8 +451,7 @@ def test_align_your_steps_has_a_table_for_sdxl(engine: Engine, files: Files) -> 
     levels = {}
     for name in ("one", "xl"):
         with engine.load(Roles(files.of(name))) as models:
-            (only,) = engine._passes(models, fitted(request, models))
-            levels[name] = only.plan.sigmas
+            levels[name] = fitted(request, models).plan.sigmas
     assert levels["one"][:3] == pytest.approx((14.615, 6.475, 3.861))
     assert levels["xl"][:3] == pytest.approx((14.615, 6.315, 3.771))
 
@@ -476,12 +477,12 @@ def test_an_embedding_for_sdxl_has_vectors_for_both_encoders(
     )
     request = request_of(prompt="a (glow:1.2) ring, narrow")
     with engine.load(Roles(files.of("xl"), embeddings=named)) as models:
-        towards, _ = guided(engine, models, request).guidance.at(0)
+        towards, _ = guidance_of(engine, models, request).at(0)
         warnings = engine.warnings(models, request)
         texts = engine.text_parameters(models, request)
     with engine.load(Roles(files.of("xl"))) as models:
         written = request_of(prompt="a (bright red:1.2) ring, narrow")
-        expected, _ = guided(engine, models, written).guidance.at(0)
+        expected, _ = guidance_of(engine, models, written).at(0)
     assert close(towards.tokens, expected.tokens)
     assert close(towards.beside[0], expected.beside[0])
     assert texts == {"TI hashes": "glow: glow"}
@@ -507,12 +508,12 @@ def patched(engine: Engine, files: Files, name: str, tensors: Tensors, **metadat
     file = CheckpointFile(path, path.name, path.name, path.name)
     request = request_of(prompt=f"a <lora:{path.stem}:0.5>")
     with engine.load(Roles(files.of(name), loras=(file,))) as models:
-        (only,) = engine._passes(models, request)
+        patch = models.networks.patch(models.main, engine._asks(request)[0].networks)
         changed = {}
         parts = {"unet": models.main.unet}
         parts |= {f"te{i}": each.module for i, each in enumerate(models.main.text_encoders)}
         before = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in parts.items()}
-        with only.patch.applied():
+        with patch.applied():
             for part, module in parts.items():
                 for key, value in module.state_dict().items():
                     if not torch.equal(value, before[part][key]):
@@ -635,11 +636,13 @@ def test_a_vae_that_overflows_in_halves_goes_on_in_singles(engine: Engine, files
         model = replace(models.main, vae=vae)
         latent = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
         pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        expected = decode(model, latent), encode(model, pixels)
-        for ask, given, known in ((decode, latent, expected[0]), (encode, pixels, expected[1])):
+        for ask, given in (
+            (decode, latent),
+            (lambda model, pixels: see(model, pixels).mean, pixels),
+        ):
+            known = ask(model, given)
             half = replace(model, vae=copy.deepcopy(vae).half())
-            made = ask(half, given)
-            assert torch.allclose(made, known, rtol=0.01, atol=0.01 * known.abs().max())
+            assert torch.allclose(ask(half, given), known, rtol=0.01, atol=0.01 * known.abs().max())
             assert next(half.vae.parameters()).dtype is torch.float32  # and stays so
         with pytest.raises(BadRequest, match="its numbers are not finite"):
             decode(model, latent * torch.nan)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ftfy
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -47,8 +48,8 @@ class PromptEncoder:
         """
         counts = Counter(texts)
         read = [
-            [self._chunks(_as_read_by(encoder, text), settings, embeddings) for text in counts]
-            for encoder in text_encoders
+            [self._chunks(text, settings, embeddings, each.source.layout) for text in counts]
+            for each in text_encoders
         ]
         length = max(len(chunks) for column in read for chunks in column)
         sides, pooled = [], None
@@ -74,7 +75,11 @@ class PromptEncoder:
         return [*found.values()]
 
     def _chunks(
-        self, text: str, settings: TextSettings, embeddings: Sequence[Embedding]
+        self,
+        text: str,
+        settings: TextSettings,
+        embeddings: Sequence[Embedding],
+        layout: Layout = Layout.CLIP,
     ) -> list[_Chunk]:
         words = sorted(((self._tokens(e.name), e) for e in embeddings), key=lambda w: -len(w[0]))
         writer = _Writer(self._comma, settings.backtrack)
@@ -82,7 +87,7 @@ class PromptEncoder:
             if part.is_break:
                 writer.next_chunk()
                 continue
-            tokens, at = self._tokens(part.text), 0
+            tokens, at = self._tokens(part.text, layout), 0
             while at < len(tokens):
                 here = (w for w in words if w[0] and tokens[at : at + len(w[0])] == w[0])
                 name, embedding = next(here, ([tokens[at]], None))
@@ -110,9 +115,14 @@ class PromptEncoder:
         filler = end if layout is Layout.CLIP else 0
         return [begin, *chunk.tokens, end, *[filler] * (CHUNK_TOKENS - len(chunk.tokens))]
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokens(self, text: str, layout: Layout = Layout.CLIP) -> list[int]:
+        """Of a text that is mended first, as in the WebUI: curly quotes become straight ones, and
+        `&amp;` what it stands for, for OpenCLIP even twice over."""
+        mended = ftfy.fix_text(text)
+        if layout is Layout.OPEN_CLIP:
+            mended = html.unescape(html.unescape(mended))
         tokens: list[int] = self._tokenizer(
-            text, add_special_tokens=False, truncation=False, verbose=False
+            mended, add_special_tokens=False, truncation=False, verbose=False
         ).input_ids
         return tokens
 
@@ -180,13 +190,6 @@ class _Writer:
         del full.tokens[keep:], full.weights[keep:]
         self.next_chunk()
         self._chunk = moved
-
-
-def _as_read_by(encoder: TextEncoder, text: str) -> str:
-    """OpenCLIP's tokenizer reads a page's `&amp;` as what it stands for, even twice over."""
-    if encoder.source.layout is Layout.CLIP:
-        return text
-    return html.unescape(html.unescape(text))
 
 
 @contextmanager

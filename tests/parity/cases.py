@@ -51,14 +51,14 @@ class Case:
         return small | self.fields | {"override_settings": self.settings}
 
 
-def _scene(size: tuple[int, int] = (64, 64)) -> str:
+def drawn_scene(size: tuple[int, int] = (64, 64)) -> str:
     """A drawn picture, base64, to start from."""
     image = Image.new("RGB", size, (200, 180, 40))
     ImageDraw.Draw(image).ellipse((12, 20, 50, 58), fill=(30, 60, 200))
     return _encoded(image)
 
 
-def _mask(size: tuple[int, int] = (64, 64)) -> str:
+def drawn_mask(size: tuple[int, int] = (64, 64)) -> str:
     image = Image.new("L", size)
     ImageDraw.Draw(image).rectangle((16, 16, 47, 47), fill=255)
     return _encoded(image)
@@ -92,10 +92,10 @@ def _samplers() -> Iterator[Case]:
 
 
 def _img2img() -> Iterator[Case]:
-    given: dict[str, object] = {"init_images": [_scene()], "denoising_strength": 0.6}
+    given: dict[str, object] = {"init_images": [drawn_scene()], "denoising_strength": 0.6}
     for sampler in SAMPLERS:
         yield Case(f"img2img {sampler}", given | {"sampler_name": sampler})
-    mask: dict[str, object] = {"mask": _mask(), "mask_blur": 0, "inpaint_full_res": False}
+    mask: dict[str, object] = {"mask": drawn_mask(), "mask_blur": 0, "inpaint_full_res": False}
     for sampler in ("Euler", "DPM++ 2M SDE", "DDIM", "UniPC"):
         yield Case(
             f"inpaint {sampler}", given | mask | {"sampler_name": sampler, "inpainting_fill": 1}
@@ -103,7 +103,7 @@ def _img2img() -> Iterator[Case]:
 
 
 def _img2img_settings() -> Iterator[Case]:
-    given: dict[str, object] = {"init_images": [_scene()], "denoising_strength": 0.5}
+    given: dict[str, object] = {"init_images": [drawn_scene()], "denoising_strength": 0.5}
     for sampler in ("Euler", "DDIM", "DPM fast"):
         yield Case(
             f"noisier, {sampler}",
@@ -122,8 +122,12 @@ def _img2img_settings() -> Iterator[Case]:
 
 
 def _inpainting() -> Iterator[Case]:
-    given: dict[str, object] = {"init_images": [_scene()], "denoising_strength": 0.6}
-    masked: dict[str, object] = given | {"mask": _mask(), "mask_blur": 4, "inpaint_full_res": False}
+    given: dict[str, object] = {"init_images": [drawn_scene()], "denoising_strength": 0.6}
+    masked: dict[str, object] = given | {
+        "mask": drawn_mask(),
+        "mask_blur": 4,
+        "inpaint_full_res": False,
+    }
     original = masked | {"inpainting_fill": 1}
     for fill, name in enumerate(("fill", "original", "latent noise", "latent nothing")):
         yield Case(f"soft mask, {name}", masked | {"inpainting_fill": fill})
@@ -138,8 +142,8 @@ def _inpainting() -> Iterator[Case]:
 
 
 def _resizing() -> Iterator[Case]:
-    wide: dict[str, object] = {"init_images": [_scene((88, 40))], "denoising_strength": 0.4}
-    tall: dict[str, object] = {"init_images": [_scene((30, 51))], "denoising_strength": 0.4}
+    wide: dict[str, object] = {"init_images": [drawn_scene((88, 40))], "denoising_strength": 0.4}
+    tall: dict[str, object] = {"init_images": [drawn_scene((30, 51))], "denoising_strength": 0.4}
     for name, given in (("wide", wide), ("tall", tall)):
         for mode in range(4):
             yield Case(f"resize mode {mode}, {name}", given | {"resize_mode": mode})
@@ -149,7 +153,7 @@ def _resizing() -> Iterator[Case]:
                 given | {"resize_mode": mode},
                 {"upscaler_for_img2img": "4x_tiny", "ESRGAN_tile": 0},
             )
-    mask: dict[str, object] = {"mask": _mask((88, 40)), "mask_blur": 2, "inpainting_fill": 1}
+    mask: dict[str, object] = {"mask": drawn_mask((88, 40)), "mask_blur": 2, "inpainting_fill": 1}
     for whole in (True, False):
         yield Case(f"resized mask, {whole}", wide | mask | {"inpaint_full_res": whole})
     yield Case(
@@ -210,7 +214,7 @@ def _noise() -> Iterator[Case]:
     )
     yield Case("ENSD", euler_a, {"eta_noise_seed_delta": 31337})
     yield Case("tiling", {"sampler_name": "Euler", "tiling": True})
-    yield Case("tiling img2img", {"init_images": [_scene()], "tiling": True})
+    yield Case("tiling img2img", {"init_images": [drawn_scene()], "tiling": True})
 
 
 def _settings() -> Iterator[Case]:

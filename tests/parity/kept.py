@@ -17,6 +17,7 @@ from tests.parity.cases import ANOTHER, CASES
 Pixels = NDArray[Any]
 
 FILE = Path(__file__).parent / "kept.json"
+FAMILIES_FILE = Path(__file__).parent / "families.json"
 STRIDE = 4
 KEPT = frozenset(
     {
@@ -64,19 +65,30 @@ def thinned(image: Image.Image) -> Pixels:
 
 def write_kept(pictures: dict[str, Image.Image]) -> None:
     """These, and those of cases that were kept before."""
-    before: dict[str, str] = json.loads(FILE.read_text("utf-8"))
-    now = {
+    known = json.loads(FILE.read_text("utf-8")) | _as_text(pictures)
+    _write(FILE, {c.name: known[c.name] for c in CASES if c.name in known.keys() & KEPT})
+
+
+def write_families(pictures: dict[str, Image.Image]) -> None:
+    """These alone."""
+    _write(FAMILIES_FILE, _as_text(pictures))
+
+
+def _as_text(pictures: dict[str, Image.Image]) -> dict[str, str]:
+    return {
         name: base64.b64encode(thinned(picture).tobytes()).decode()
         for name, picture in pictures.items()
     }
-    known = before | now
-    kept = {case.name: known[case.name] for case in CASES if case.name in known.keys() & KEPT}
-    FILE.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_kept() -> dict[str, Pixels]:
+def _write(file: Path, kept: dict[str, str]) -> None:
+    file.write_text(json.dumps(kept, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_kept(file: Path = FILE) -> dict[str, Pixels]:
+    """All pictures are 64 pixels high."""
+
     def pixels(text: str) -> Pixels:
-        side = 64 // STRIDE
-        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(side, side, 3)
+        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(64 // STRIDE, -1, 3)
 
-    return {name: pixels(text) for name, text in json.loads(FILE.read_text("utf-8")).items()}
+    return {name: pixels(text) for name, text in json.loads(file.read_text("utf-8")).items()}
