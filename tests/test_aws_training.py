@@ -143,6 +143,14 @@ def test_an_unknown_job_has_no_status(sagemaker: Rig) -> None:
             TrainingStatus(TrainState.FAILED, "It ran longer than 24 hours and was stopped."),
         ),
         (
+            {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxWaitTimeExceeded"},
+            TrainingStatus(
+                TrainState.FAILED,
+                "No spot machine came, or stayed, for 48 hours. Try another instance type, or "
+                "deploy with SpotTraining=no.",
+            ),
+        ),
+        (
             {"TrainingJobStatus": "InProgress", "SecondaryStatus": "Downloading"},
             TrainingStatus(TrainState.TRAINING, phase="waiting for a machine"),
         ),

@@ -115,6 +115,12 @@ def training_status(told: dict[str, Any]) -> TrainingStatus:
     if told.get("SecondaryStatus") == "MaxRuntimeExceeded":
         state = TrainState.FAILED
         error = f"It ran longer than {_MAX_SECONDS // 3600} hours and was stopped."
+    if told.get("SecondaryStatus") == "MaxWaitTimeExceeded":
+        state = TrainState.FAILED
+        error = (
+            f"No spot machine came, or stayed, for {_MAX_SPOT_SECONDS // 3600} hours. Try another "
+            "instance type, or deploy with SpotTraining=no."
+        )
     if state is TrainState.FAILED and not error:
         error = "SageMaker gives no reason; the job's log in CloudWatch may."
     secondary = told.get("SecondaryStatus", "")
