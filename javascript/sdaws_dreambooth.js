@@ -8,9 +8,10 @@
     const TAB = "#tab_dreambooth_interface";
 
     function chosenModel(tab) {
+        const words = ["Model", window.localization?.Model]; // the host translates it
         for (const label of tab.querySelectorAll("label")) {
             const name = label.querySelector("span")?.textContent.trim();
-            if (name === "Model" || label.closest("#model_name")) {
+            if (words.includes(name)) {
                 return label.querySelector("input")?.value.trim() || "";
             }
         }
