@@ -11,10 +11,10 @@ from botocore.stub import ANY, Stubber
 
 from middleware_api.aws.clients import Clients
 from middleware_api.aws.training import SageMakerTrainingJobs, training_status
-from middleware_api.contract import CheckpointType, TrainState
+from middleware_api.contract import CheckpointType, ModelState, TrainState
 from middleware_api.errors import Conflict
 from middleware_api.ports import TrainingStatus
-from middleware_api.records import TrainJob
+from middleware_api.records import Model, TrainJob
 from tests.aws import BUCKET, REGION, aws
 from tests.test_aws_endpoints import ROLE, SETTINGS
 
@@ -78,6 +78,18 @@ def test_a_job_reads_its_order_and_writes_below_its_prefix(sagemaker: Rig) -> No
         },
     )
     assert jobs.start(JOB, "in/", "output/") == NAME
+
+
+def test_a_model_is_made_without_a_gpu() -> None:
+    model = Model(
+        id="m", owner="me", created_at=1.0, name="dogs", type=JOB.type, state=ModelState.CREATING
+    )
+    with aws() as account:
+        jobs = SageMakerTrainingJobs(Clients(account.session), SETTINGS)
+        for job in (model, replace(JOB, instance_type="")):
+            jobs.start(job, "in/", "output/")
+        asked = [told["ResourceConfig"]["InstanceType"] for _, told in account.calls]
+    assert asked == ["ml.m5.2xlarge", "ml.g5.2xlarge"]
 
 
 def test_a_machine_that_may_be_taken_away_is_waited_for() -> None:

@@ -14,6 +14,8 @@ from middleware_api.ports import TrainingStatus
 from middleware_api.records import Model, TrainJob
 
 _DEFAULT_INSTANCE = "ml.g5.2xlarge"
+# Making a model is reading and writing: it needs memory, and no GPU.
+_MODEL_INSTANCE = "ml.m5.2xlarge"
 _DISK_GIB = 100
 _MAX_SECONDS = 24 * 3600
 # A machine that was taken away is waited for so long.
@@ -39,7 +41,9 @@ class SageMakerTrainingJobs:
     def start(self, job: TrainJob | Model, input_prefix: str, output_prefix: str) -> str:
         """See `ports.TrainingJobs`."""
         name = self._name(job)
-        instance = job.instance_type if isinstance(job, TrainJob) else ""
+        instance = _MODEL_INSTANCE
+        if isinstance(job, TrainJob):
+            instance = job.instance_type or _DEFAULT_INSTANCE
         spot = self._settings.spot_training == "yes"
         bounds = {"MaxRuntimeInSeconds": _MAX_SECONDS}
         if spot:
@@ -70,7 +74,7 @@ class SageMakerTrainingJobs:
                 ],
                 OutputDataConfig={"S3OutputPath": self._url(output_prefix)},
                 ResourceConfig={
-                    "InstanceType": instance or _DEFAULT_INSTANCE,
+                    "InstanceType": instance,
                     "InstanceCount": 1,
                     "VolumeSizeInGB": _DISK_GIB,
                 },
