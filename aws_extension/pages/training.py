@@ -143,7 +143,7 @@ def show_import(config: dict[str, Any]) -> str:
             f"<span class='sdaws-value'>{html.escape(one.name)}</span>",
             f"<span class='sdaws-value'>{html.escape(_short(one.value))}</span>",
             html.badge(kinds.get(one.verdict, "idle"), one.verdict.value),
-            f"<span class='sdaws-value'>{html.escape(one.why)}</span>",
+            html.escape(one.why),
         ]
         for one in sorted(judge(config), key=lambda one: -order.index(one.verdict))
     ]

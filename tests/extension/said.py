@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parents[2] / "aws_extension"
+FIELDS = PACKAGE.parent / "middleware_api" / "training_fields.py"
 _BUILDERS = {
     "words", "notice", "bar", "endless_bar", "facts", "badge", "send_button", "ask_button",
     "question", "Error", "Warning", "Info",
@@ -26,10 +27,10 @@ _VALUES = {"sdaws_machine", "sdaws_training_machine", "sdaws_training_scheduler"
 
 
 def constants() -> set[str]:
-    """Every text in the client's code."""
+    """Every text in the client's code, and in the table of a training's fields."""
     return {
         node.value
-        for path in PACKAGE.rglob("*.py")
+        for path in (*PACKAGE.rglob("*.py"), FIELDS)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -41,6 +41,12 @@ from middleware_api.contract import (
     ModelState,
     TaskType,
     TrainState,
+)
+from middleware_api.training_fields import (
+    OTHER_CONCEPT_FIELDS,
+    OTHER_FIELDS,
+    ConceptSettings,
+    TrainSettings,
 )
 from tests.extension import said
 from tests.extension.pretend_cloud import TOKEN, PretendCloud
@@ -170,7 +176,9 @@ def trainings(access) -> list[str]:
         for pictures in (0, 3):
             for measured in (True, False):
                 made.append(training.tell(Estimate(9, told[1], told[0], measured), pictures))
-    imported = {"use_lora": True, "src": "x", "train_imagic": True, "tomesd": 0, "odd": 1}
+    concept = {**asdict(ConceptSettings()), **dict.fromkeys(OTHER_CONCEPT_FIELDS, "x")}
+    imported = {**asdict(TrainSettings()), **dict.fromkeys(OTHER_FIELDS, 0), "odd": 1}
+    imported["concepts_list"] = [concept]
     return [*made, training.show_import(imported)]
 
 
