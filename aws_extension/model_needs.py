@@ -15,15 +15,9 @@ from aws_extension.answers import Checkpoint
 from aws_extension.quantities import size
 from middleware_api.catalogue import LATENT_UPSCALE_MODES, UPSCALERS
 from middleware_api.contract import NAME_MAX_BYTES, CheckpointType
+from middleware_api.prompt_tags import tags_in
 from middleware_api.weights_name import SHORT_HASH_DIGITS
 
-# "<lora:name:0.8>"; LyCORIS files go by the same list in the WebUI.
-_TAG = re.compile(r"<(\w+):([^:>]+)([^>]*)>")
-_TAG_KINDS = {
-    "lora": CheckpointType.LORA,
-    "lyco": CheckpointType.LORA,
-    "hypernet": CheckpointType.HYPERNETWORKS,
-}
 # "name [0a1b2c3d4e]", as the WebUI writes titles
 _TITLE = re.compile(r"(?s)^(.*?)\s*\[([0-9a-fA-F]{8,64})\]$")
 _EXTENSION = re.compile(r"\.(safetensors|ckpt|pt|pth|bin)$", re.IGNORECASE)
@@ -189,12 +183,11 @@ class RequestWalk:
         """A prompt: its tags, and the words that are embeddings."""
         parts = []
         end = 0
-        for tag in _TAG.finditer(text):
-            parts.append(self._words(text[end : tag.start()], visit))
-            kind = _TAG_KINDS.get(tag[1].lower())
-            new = visit(Need(kind, tag[2].strip())) if kind else None
-            parts.append(f"<{tag[1]}:{_stem(new)}{tag[3]}>" if new else tag[0])
-            end = tag.end()
+        for tag in tags_in(text):
+            parts.append(self._words(text[end : tag.start], visit))
+            new = visit(Need(tag.kind, tag.name.strip())) if tag.kind else None
+            parts.append(tag.renamed(_stem(new)) if new else tag.text)
+            end = tag.end
         parts.append(self._words(text[end:], visit))
         return "".join(parts)
 

@@ -395,7 +395,7 @@ def test_networks_are_found_by_the_names_in_the_prompts(
     submit(
         storage,
         prompt="a Soft-Glow2 circle <lora:styled:1> <lora:gone:1> <hypernet:wave:0.5> <ink:1>"
-        "<hypernet:lost:1><lora:style:much><lora:style:1:lbw=ALL>",
+        "<hypernet:lost:1><lora:style:much><lora:style:1:lbw=ALL:start=3>",
         negative_prompt="wide <lora:style:1>",
     )
     info = json.loads(runner.run(invocation(checkpoints=wanted))["info"])
@@ -414,7 +414,7 @@ def test_networks_are_found_by_the_names_in_the_prompts(
         "Lora file conv is not named by the request and was ignored.",
         "<ink:1> is no kind of network that there is; it was left out.",
         "<lora:style:much> has a weight that is no number; it was left out.",
-        "<lora:style:1:lbw=ALL>: lbw= is not supported yet.",
+        "<lora:style:1:lbw=ALL:start=3>: start= is not supported yet.",
         "LoRA 'gone' is not among the job's Lora files and was left out. Add it to the job's "
         "models.",
         "Hypernetwork 'lost' is not among the job's hypernetworks files and was left out. Add it "

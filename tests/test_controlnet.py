@@ -326,6 +326,9 @@ def test_maps_follow_the_pictures_unless_they_are_not_wanted(studio: Studio) -> 
     assert [picture.index for picture in made] == [0, 1, 2]
     assert [bool(picture.infotext) for picture in made] == [True, True, False]
     assert np.array_equal(pixels_of(made[2].image), 255 - pixels_of(photo()))
+    settings = {"control_net_no_detectmap": True}
+    assert studio.request(override_settings=settings).warnings == ()
+    assert len(studio.all(unit(module="invert"), override_settings=settings)) == 1
 
 
 def test_the_parameters_tell_of_the_units_that_are_on(studio: Studio) -> None:

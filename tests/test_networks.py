@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,15 +13,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from middleware_api.container.adapters import Lora, load_lora
+from middleware_api.container.block_weights import BLOCKS
 from middleware_api.container.checkpoint import StableDiffusion, load_checkpoint
 from middleware_api.container.embeddings import load_embedding
 from middleware_api.container.errors import CheckpointUnreadable
 from middleware_api.container.hypernetworks import load_hypernetwork
+from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.patches import Patch, UsedHypernetwork, UsedLora, patch_of
+from middleware_api.container.prompt_networks import networks_of
 from tests.engine_checkpoints import write_checkpoint
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT = "encoder.layers.1.mlp.fc1"
+LDM_UP = "lora_unet_output_blocks_2_1_transformer_blocks_0_attn1_to_q"
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +155,84 @@ def test_dora_gives_every_input_the_length_that_the_file_has(
     with patch.applied():
         columns = model.unet.get_submodule(QUERY).weight.norm(dim=0)
     assert torch.allclose(columns, lengths[0], atol=1e-5)
+
+
+def quarter(share: float) -> Tensor:
+    """Cayley's transform of a skew pair: a turn by twice its arc tangent."""
+    angle = 2 * math.atan(share)
+    return torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+
+
+def pairs_of(shares: list[float]) -> Tensor:
+    return torch.tensor([[[0.0, share], [0.0, 0.0]] for share in shares])
+
+
+def turned(model: StableDiffusion, folder: Path, parts: dict[str, Tensor]) -> Tensor:
+    """What stands in for the query's weight, rows of 32."""
+    layer = "lora_unet_" + QUERY.replace(".", "_")
+    used = UsedLora(lora(folder, {f"{layer}.{name}": part for name, part in parts.items()}), 1, 1)
+    patch = patch_of(model, [used], [])
+    return model.unet.get_submodule(QUERY).weight + difference(model, patch)
+
+
+def test_oft_turns_rows_within_their_blocks(model: StableDiffusion, folder: Path) -> None:
+    weight = model.unet.get_submodule(QUERY).weight
+    shares = [0.1 * i for i in range(16)]
+    turns = torch.block_diag(*(quarter(share).T for share in shares))
+    blocks = pairs_of(shares)
+    assert torch.allclose(turned(model, folder, {"oft_blocks": blocks}), turns @ weight, atol=1e-5)
+    diag = torch.stack([quarter(share) for share in shares])
+    assert torch.allclose(turned(model, folder, {"oft_diag": diag}), turns @ weight, atol=1e-5)
+    scale = torch.linspace(0.5, 2, 32)[:, None]
+    made = turned(model, folder, {"oft_blocks": blocks, "rescale": scale})
+    assert torch.allclose(made, scale * (turns @ weight), atol=1e-5)
+    # COFT: all skews together are no longer than alpha times the rows.
+    length = math.sqrt(2 * sum(share**2 for share in shares))
+    bounded = [share / length * 0.01 * 32 for share in shares]
+    turns = torch.block_diag(*(quarter(share).T for share in bounded))
+    made = turned(model, folder, {"oft_blocks": blocks, "alpha": torch.tensor(0.01)})
+    assert torch.allclose(made, turns @ weight, atol=1e-5)
+
+
+def test_boft_turns_rows_that_lie_ever_farther_apart(model: StableDiffusion, folder: Path) -> None:
+    weight = model.unet.get_submodule(QUERY).weight
+    stages = torch.stack([pairs_of([0.3] * 16), pairs_of([0.5] * 16)])
+    expected = weight.clone()
+    for share, apart in ((0.3, 1), (0.5, 2)):
+        for first in (row for row in range(32) if not row & apart):
+            both = [first, first + apart]
+            expected[both] = quarter(share) @ expected[both]
+    assert torch.allclose(turned(model, folder, {"oft_blocks": stages}), expected, atol=1e-5)
+
+
+def test_block_weights_weigh_a_layer_by_its_block(model: StableDiffusion, folder: Path) -> None:
+    """In either layout's names; the text encoder is the first block."""
+    text = "lora_te_text_model_" + TEXT.replace(".", "_")
+    query = pair("lora_unet_" + QUERY.replace(".", "_"))
+    tensors = query | pair(text, 256, 64, seed=1) | pair(LDM_UP, seed=2)
+    blocks = [0.0] * 26
+    for name, weight in (("BASE", 0.25), ("IN01", 0.5), ("OUT02", 2.0)):
+        blocks[BLOCKS.index(name)] = weight
+    patch = patch_of(model, [UsedLora(lora(folder, tensors), 1, -1, blocks=tuple(blocks))], [])
+    assert torch.allclose(difference(model, patch), -0.5 * product(query), atol=1e-5)
+    added = difference(model, patch, TEXT)
+    assert torch.allclose(added, 0.25 * product(pair(text, 256, 64, seed=1)), atol=1e-5)
+    up = difference(model, patch, "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
+    assert torch.allclose(up, -2 * product(pair(LDM_UP, seed=2)), atol=1e-5)
+    nothing = patch_of(model, [UsedLora(lora(folder, tensors), 1, 1, blocks=(0.0,) * 26)], [])
+    assert difference(model, nothing).abs().max() == 0
+
+
+def test_layers_of_no_kind_that_is_known_are_told(model: StableDiffusion, folder: Path) -> None:
+    known = pair("lora_unet_" + QUERY.replace(".", "_"))
+    odd = {"lora_unet_mid_block_x.vera_lambda": torch.zeros(1), "bundle_emb.a.b": torch.zeros(1)}
+    file = lora(folder, known | odd)
+    assert file.unread == {"lora_unet_mid_block_x": ("vera_lambda",), "bundle_emb": ("a.b",)}
+    asked = networks_of(f"<lora:{file.name}>")
+    assert JobNetworks([file]).problems(model, asked) == [
+        f"LoRA {file.name}: 2 of its layers are of a kind that this engine does not read and were "
+        "left out, bundle_emb (a.b) among them."
+    ]
 
 
 def test_layers_that_do_not_fit_are_counted(model: StableDiffusion, folder: Path) -> None:

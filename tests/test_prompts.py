@@ -5,16 +5,25 @@ Expectations were taken from the WebUI 1.10.1's answers, or worked out by hand.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from transformers import CLIPTextModel
 
+from middleware_api.container.block_weights import BLOCKS, PRESETS, read_presets
 from middleware_api.container.checkpoint_shapes import TextShape
 from middleware_api.container.conditioning import Conditioning, Guidance, Reading, subprompts_of
 from middleware_api.container.embeddings import Embedding
 from middleware_api.container.emphasis import Emphasis, weighted_parts
 from middleware_api.container.families import SD1
-from middleware_api.container.prompt_networks import HypernetworkAsk, LoraAsk, networks_of
+from middleware_api.container.fields import Fields
+from middleware_api.container.prompt_networks import (
+    HypernetworkAsk,
+    LoraAsk,
+    Networks,
+    networks_of,
+)
 from middleware_api.container.prompt_schedule import Clock, schedule_of
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.text_encoders import TextEncoder
@@ -120,6 +129,54 @@ def test_networks_are_named_with_weights_by_place_or_by_name() -> None:
     )
     assert asked.hypernetworks == (HypernetworkAsk("e", 0.3), HypernetworkAsk("f", 1))
     assert asked.problems == ()
+
+
+def blocks_of(tag: str, presets: Mapping[str, str] | None = PRESETS) -> dict[str, float]:
+    """The blocks of a tag's LoRA that do not weigh 0."""
+    (ask,) = networks_of(tag, presets).loras
+    weights = zip(BLOCKS, ask.blocks or (), strict=bool(ask.blocks))
+    return {block: weight for block, weight in weights if weight}
+
+
+def test_blocks_have_weights_by_presets_and_by_lists() -> None:
+    assert blocks_of("<lora:a:1>") == {}
+    ins = dict.fromkeys(["BASE", "IN01", "IN02", "IN04"], 1)
+    assert blocks_of("<lora:a:1:lbw=INS>") == blocks_of("<lora:a:1:INS>") == ins
+    assert list(blocks_of("<lora:a:lbw=ALL>")) == [
+        *("BASE", "IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00"),
+        *(f"OUT{i:02}" for i in range(3, 12)),
+    ]
+    assert set(blocks_of("<lora:a:lbw=ALL0.5>").values()) == {0.5}
+    for count, block in ((12, "OUT05"), (17, "OUT11"), (20, "OUT08"), (26, "OUT11")):
+        numbers = ",".join(["0"] * (count - 1) + ["-0.3"])
+        assert blocks_of(f"<lyco:a:1:1:w={numbers}>") == {block: -0.3}
+    dynamic = {"UP": ",".join(["X", *["0"] * 15, "X-0.2"])}
+    assert blocks_of("<lora:a:1:UP:0.7>", dynamic) == pytest.approx({"BASE": 0.7, "OUT11": 0.5})
+    assert blocks_of("<lora:a:lbw=UP:x=0.4>", dynamic) == pytest.approx({"BASE": 0.4, "OUT11": 0.2})
+    assert blocks_of("<lora:a:lbw=UP>", dynamic) == pytest.approx({"BASE": 1, "OUT11": 0.8})
+    # The strength stays what it is, and where the presets are switched off they count for nothing.
+    (ask,) = networks_of("<lora:a:0.5:INS>").loras
+    assert (ask.text, ask.unet, ask.rank) == (0.5, 0.5, None)
+    assert networks_of("<lora:a:1:lbw=INS:start=3>", None) == Networks((LoraAsk("a", 1, 1),))
+
+
+def test_block_weights_that_mean_nothing_are_told() -> None:
+    (name, random, part) = networks_of(
+        f"<lora:a:lbw=FOO><lora:a:lbw={'R,' * 16}1><lora:a:start=3:lbwe=ATTNDEEPON>"
+    ).problems[:3]
+    assert name.startswith("<lora:a:lbw=FOO>: the weights of its blocks were ignored: 'FOO' is no")
+    assert "(R, U) are not drawn here" in random
+    assert part == "<lora:a:start=3:lbwe=ATTNDEEPON>: lbwe= is not supported yet."
+
+
+def test_a_users_own_presets_come_with_the_scripts_arguments() -> None:
+    numbers = ",".join(["1"] * 17)
+    text = f"MINE:{numbers}\n# OLD:{numbers}\nodd:1,2\n"
+    scripts = {"LoRA Block Weight": {"args": [text, True, False, "values"]}}
+    assert read_presets(Fields({"alwayson_scripts": scripts})) == {"MINE": numbers}
+    scripts["LoRA Block Weight"]["args"][1] = False
+    assert read_presets(Fields({"alwayson_scripts": scripts})) is None
+    assert read_presets(Fields({"alwayson_scripts": {"x": {"args": [text, True]}}})) == PRESETS
 
 
 def test_a_call_reads_the_words_that_hold_then_and_behind_the_end_the_first() -> None:

@@ -3,14 +3,15 @@
 The formats are kohya's (https://github.com/kohya-ss/sd-scripts) and LyCORIS's
 (https://github.com/KohakuBlueleaf/LyCORIS, arXiv 2309.14859): LoRA (2106.09685) with an optional
 core (CP), LoHa (2108.06098), LoKr (2309.14859), DoRA (2402.09353), IA3 (2205.05638), GLoRA
-(2306.07967), whole differences, and norms. A layer's strength is alpha / rank.
+(2306.07967), whole differences, norms, OFT (2306.07280) and BOFT (2311.06243). A layer's strength
+is alpha / rank.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import torch
@@ -27,7 +28,8 @@ Parts = Mapping[str, Tensor]
 class Lora:
     """A file's layers by kohya's names; `alias` is the name it was trained under.
 
-    `family` is the name of the kind of model that it was made for, "" where nothing tells.
+    `family` is the name of the kind of model that it was made for, "" where nothing tells. `unread`
+    are the layers whose parts are of no kind that is read here.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Lora:
     hash: str
     layers: Mapping[str, Layer]
     family: str = ""
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def short_hash(self) -> str:
@@ -57,13 +60,15 @@ def load_lora(path: Path, file_name: str) -> Lora:
     layers = {name: Layer(parts) for name, parts in grouped.items() if _method_of(parts)}
     if not layers:
         raise CheckpointUnreadable(
-            f"{file_name} is no LoRA that this engine reads (LoRA, LoHa, LoKr, DoRA, IA3, GLoRA or "
-            "differences, in kohya's names). Pick another file, or take it out of the prompt."
+            f"{file_name} is no LoRA that this engine reads (LoRA, LoHa, LoKr, DoRA, IA3, GLoRA, "
+            "OFT, BOFT or differences, in kohya's names). Pick another file, or take it out of the "
+            "prompt."
         )
+    unread = {name: tuple(sorted(p)) for name, p in grouped.items() if name not in layers}
     digest = metadata.get("sshs_model_hash") or hash_without_header(path)
     stem = PurePath(file_name).stem
     alias = metadata.get("ss_output_name", stem)
-    return Lora(stem, alias, digest, layers, made_for(content, metadata))
+    return Lora(stem, alias, digest, layers, made_for(content, metadata), unread)
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,48 @@ def _glora(parts: Parts, base: Tensor, rank: int | None) -> Tensor:
     return added + base @ parts["a2.weight"] @ parts["a1.weight"]
 
 
+def _orthogonal(parts: Parts, base: Tensor, rank: int | None) -> Tensor:
+    """OFT and BOFT: rows turned among each other within blocks, and scaled."""
+    if "oft_diag" in parts:  # the turns themselves, in LyCORIS's older files
+        turns = parts["oft_diag"]
+    else:
+        turns = _turns(parts["oft_blocks"], parts.get("alpha"), len(base))
+    turned = _butterfly(turns, base) if turns.ndim == 4 else _turned(turns.transpose(1, 2), base)
+    if "rescale" in parts:
+        turned = turned * parts["rescale"].reshape(-1, *[1] * (base.ndim - 1))
+    return turned - base
+
+
+def _turns(blocks: Tensor, bound: Tensor | None, rows: int) -> Tensor:
+    """Cayley's transform of what is skew in the blocks, whose length is bounded (COFT)."""
+    skew = blocks - blocks.transpose(-1, -2)
+    longest = 0.0 if bound is None else float(bound) * rows
+    if longest:
+        length = skew.norm()
+        skew = skew * ((length.clamp(max=longest) + 1e-8) / (length + 1e-8))
+    eye = torch.eye(blocks.shape[-1], device=blocks.device)
+    turns: Tensor = (eye + skew) @ (eye - skew).inverse()
+    return turns
+
+
+def _turned(turns: Tensor, base: Tensor) -> Tensor:
+    """Each (size, size) of the turns at work on its own `size` rows."""
+    size = turns.shape[-1]
+    return (turns @ base.reshape(-1, size, base[0].numel())).reshape(base.shape)
+
+
+def _butterfly(stages: Tensor, base: Tensor) -> Tensor:
+    """One stage after the other, between them rows that lie ever farther apart."""
+    half = stages.shape[-1] // 2
+    for i, turns in enumerate(stages):
+        apart = 2**i * half
+        rows = base.reshape(-1, 2, apart, base[0].numel())
+        mixed = _turned(turns, rows.transpose(1, 2).reshape(base.shape))
+        back = mixed.reshape(len(rows), apart, 2, -1).transpose(1, 2)
+        base = back.reshape(base.shape)
+    return base
+
+
 # The first whose parts are all there.
 _METHODS = (
     _Method(("lora_up.weight", "lora_down.weight"), _lora, ("lora_down.weight",)),
@@ -178,6 +225,8 @@ _METHODS = (
     _Method(("diff",), lambda parts, base, rank: parts["diff"], bias="diff_b"),
     _Method(("w_norm", "b_norm"), lambda parts, base, rank: parts["w_norm"], bias="b_norm"),
     _Method(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), _glora),
+    _Method(("oft_blocks",), _orthogonal),
+    _Method(("oft_diag",), _orthogonal),
 )
 
 

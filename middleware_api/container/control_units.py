@@ -6,7 +6,7 @@ https://github.com/Mikubill/sd-webui-controlnet/wiki/API
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ from middleware_api.preprocessors import (
 
 TITLE = "controlnet"
 """The extension's name among `alwayson_scripts`, where case does not matter."""
+NO_MAPS = "control_net_no_detectmap"
+"""Its setting by which no unit's map is answered."""
 
 
 class ControlMode(Enum):
@@ -162,6 +164,8 @@ def parse_control(fields: Fields, seed: int, is_masked: bool) -> ControlRequest:
     has an inpainting mask of its own.
     """
     units = tuple(_unit(unit, is_masked) for unit in _enabled(fields))
+    if Fields(fields.mapping("override_settings"), "override_settings.").flag(NO_MAPS):
+        units = tuple(replace(unit, shows_map=False) for unit in units)
     if len(units) > CONTROL_UNITS_MAX:
         raise BadRequest(
             f"{len(units)} ControlNet units are on. Use at most {CONTROL_UNITS_MAX}.", "bad_field"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from middleware_api import contract
-from middleware_api.container.control_units import control_warnings, is_controlnet
+from middleware_api.container.block_weights import TITLE as BLOCK_WEIGHTS
+from middleware_api.container.block_weights import is_understood
+from middleware_api.container.control_units import NO_MAPS, control_warnings, is_controlnet
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields
 from middleware_api.container.text_settings import SETTINGS as TEXT_SETTINGS
@@ -76,6 +78,7 @@ _USED = {
     *("sagemaker_endpoint_name", "endpoint_name", "task_type", "models", "filters"),
 }
 _SETTINGS_USED = {
+    NO_MAPS,
     *("samples_format", "sd_model_checkpoint", "sd_vae", "eta_noise_seed_delta", "randn_source"),
     *("face_restoration", "face_restoration_model", "code_former_weight"),
     *("tiling", "eta_ancestral", "eta_ddim", "s_churn", "s_tmin", "s_tmax", "s_noise"),
@@ -113,7 +116,7 @@ def warnings_of(fields: Fields, task: str) -> list[str]:
         if name not in _SETTINGS_USED | TEXT_SETTINGS and value not in _IDLE_SETTINGS.get(name, ()):
             found.append(f"override_settings.{name} is not supported yet and was ignored.")
     for name, script in fields.mapping("alwayson_scripts").items():
-        if not is_controlnet(name) and _asks_for_something(name, script):
+        if not _is_acted_on(name, script) and _asks_for_something(name, script):
             found.append(f"alwayson_scripts.{name} is not supported yet and was ignored.")
     found += control_warnings(fields)
     if task == contract.TaskType.IMG2IMG.value:
@@ -129,6 +132,12 @@ def warnings_of(fields: Fields, task: str) -> list[str]:
 
 # Scripts of the WebUI's own whose first argument switches them on.
 _SWITCHED = ("soft inpainting", "refiner")
+
+
+def _is_acted_on(title: str, script: object) -> bool:
+    if title.casefold() == BLOCK_WEIGHTS:
+        return isinstance(script, dict) and is_understood(script.get("args"))
+    return is_controlnet(title)
 
 
 def _asks_for_something(title: str, script: object) -> bool:

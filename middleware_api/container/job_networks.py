@@ -41,7 +41,11 @@ class JobNetworks:
     def loras(self, asked: Networks) -> list[UsedLora]:
         """Those that are there, in the prompt's order."""
         found = [(ask, self._lora(ask)) for ask in asked.loras]
-        return [UsedLora(lora, a.text, a.unet, a.rank) for a, lora in found if lora is not None]
+        return [
+            UsedLora(lora, a.text, a.unet, a.rank, a.blocks)
+            for a, lora in found
+            if lora is not None
+        ]
 
     def lora_hashes(self, asked: Networks) -> dict[str, str]:
         """By the names that the prompt uses."""
@@ -61,6 +65,8 @@ class JobNetworks:
             if ask.name not in self._hypernetworks:
                 found.append(_missing("Hypernetwork", ask.name, "hypernetworks"))
         for used in self.loras(asked):
+            if used.lora.unread:
+                found.append(_unread(used.lora))
             found += _misfit(used.lora, model, self.patch(model, asked).unfit)
         for each in self._embeddings:
             if each.widths != _widths(model):
@@ -99,6 +105,14 @@ def _misfit(lora: Lora, model: StableDiffusion, unfit: Mapping[str, int]) -> Ite
         yield (
             f"LoRA {lora.name}: {count} of its layers do not fit {model.name} and were left out."
         )
+
+
+def _unread(lora: Lora) -> str:
+    first = min(lora.unread)
+    return (
+        f"LoRA {lora.name}: {len(lora.unread)} of its layers are of a kind that this engine does "
+        f"not read and were left out, {first} ({', '.join(lora.unread[first])}) among them."
+    )
 
 
 def _is_foreign(lora: Lora, model: StableDiffusion) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from middleware_api.container.adapters import Layer, Lora
+from middleware_api.container.block_weights import BLOCKS, BlockWeights, block_of
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.hypernetworks import Hypernetwork, read_through
 from middleware_api.container.ldm_layout import UNET_PREFIX, unet_to_ldm
@@ -24,12 +25,21 @@ _Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class UsedLora:
-    """A LoRA with its weights in the text encoder and the UNet; `rank` None takes all of it."""
+    """A LoRA with its weights in the text encoder and the UNet; `rank` None takes all of it.
+
+    `blocks` are what these are multiplied with in each block, None for 1 everywhere.
+    """
 
     lora: Lora
     text: float
     unet: float
     rank: int | None = None
+    blocks: BlockWeights | None = None
+
+    def weight_of(self, layer: str, block: int | None) -> float:
+        """Of a layer by its name in the file and its place among block_weights.BLOCKS."""
+        weight = self.text if layer.startswith(_TEXT) else self.unet
+        return weight if self.blocks is None or block is None else weight * self.blocks[block]
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,12 @@ def patch_of(
         left_out = 0
         for name, layer in used.lora.layers.items():
             target = targets.get(name)
-            weight = used.text if name.startswith(_TEXT) else used.unet
-            if target is None or not _add(changed, target, layer, weight, used.rank):
+            if target is None:
                 left_out += 1
+                continue
+            module, block = target
+            weight = used.weight_of(name, block)
+            left_out += not _add(changed, module, layer, weight, used.rank)
         if left_out:
             unfit[used.lora.name] = left_out
     parameters = [
@@ -97,21 +110,24 @@ def patch_of(
 _TEXT = "lora_te"
 
 
-def _targets(model: StableDiffusion) -> dict[str, nn.Module]:
-    """The model's layers by the names that files know them by: diffusers' and LDM's."""
+def _targets(model: StableDiffusion) -> dict[str, tuple[nn.Module, int | None]]:
+    """The model's layers, and the block of each, by the names that files know them by: diffusers'
+    and LDM's."""
     unet = dict(model.unet.named_modules())
     keys = [key for key in model.unet.state_dict() if key.endswith(".weight")]
     renamed = unet_to_ldm({key: model.unet.state_dict()[key] for key in keys})
-    targets = {}
+    targets: dict[str, tuple[nn.Module, int | None]] = {}
     for key, ldm_key in zip(keys, renamed, strict=True):
         module = unet[key.removesuffix(".weight")]
+        ldm_name = ldm_key.removeprefix(UNET_PREFIX)
         # What checkpoint.py wraps around an upsampler has no place in files' names.
-        for known in (key.replace(".doubling.", "."), ldm_key.removeprefix(UNET_PREFIX)):
-            targets["lora_unet_" + known.removesuffix(".weight").replace(".", "_")] = module
+        for known in (key.replace(".doubling.", "."), ldm_name):
+            name = "lora_unet_" + known.removesuffix(".weight").replace(".", "_")
+            targets[name] = (module, block_of(ldm_name))
     for encoder in model.text_encoders:
         for name, module in encoder.module.named_modules():
             for prefix in encoder.source.lora:
-                targets[prefix + name.replace(".", "_")] = module
+                targets[prefix + name.replace(".", "_")] = (module, BLOCKS.index("BASE"))
     return targets
 
 

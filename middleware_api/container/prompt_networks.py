@@ -1,22 +1,38 @@
-"""The networks that a prompt names: `<lora:name:text:unet:rank>` and `<hypernet:name:weight>`."""
+"""The networks that a prompt names: `<lora:name:text:unet:rank>` and `<hypernet:name:weight>`.
+
+Parts of a LoRA's tag may also go by name: `te=`, `unet=` and `dyn=` as in the WebUI, `lbw=` (or
+`w=`) and `x=` as in its LoRA Block Weight extension.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_TAG = re.compile(r"<(\w+):([^>]+)>")
-_LORA, _HYPERNETWORK = ("lora", "lyco"), ("hypernet",)
+from middleware_api.container.block_weights import (
+    PRESETS,
+    BlockWeights,
+    block_weights,
+    is_wording,
+)
+from middleware_api.contract import CheckpointType
+from middleware_api.prompt_tags import Tag, tags_in
+
+_NAMED = {"te", "unet", "dyn", "lbw", "w", "x"}
 
 
 @dataclass(frozen=True)
 class LoraAsk:
-    """Its weights in the text encoder and the UNet; `rank` None takes all that the file has."""
+    """Its weights in the text encoder and the UNet; `rank` None takes all that the file has.
+
+    `blocks` are what both are multiplied with in each block, None for 1 everywhere.
+    """
 
     name: str
     text: float
     unet: float
     rank: int | None = None
+    blocks: BlockWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -34,56 +50,77 @@ class Networks:
     problems: tuple[str, ...] = ()
 
 
-def without_networks(prompt: str) -> str:
-    """The words alone."""
-    return _TAG.sub("", prompt)
-
-
 def misplaced_in(negative_prompt: str) -> list[str]:
     """A sentence for each network in a negative prompt, where the WebUI takes it for words."""
     return [
-        f"{tag[0]} does nothing in a negative prompt: it was read as words."
-        for tag in _TAG.finditer(negative_prompt)
-        if tag[1] in (*_LORA, *_HYPERNETWORK)
+        f"{tag.text} does nothing in a negative prompt: it was read as words."
+        for tag in tags_in(negative_prompt)
+        if tag.kind is not None
     ]
 
 
-def networks_of(prompt: str) -> Networks:
-    """Everything that a prompt's tags name, whether or not there are such files."""
+def networks_of(prompt: str, presets: Mapping[str, str] | None = PRESETS) -> Networks:
+    """Everything that a prompt's tags name, whether or not there are such files.
+
+    `presets` are those of block weights; None where these count for nothing.
+    """
     loras, hypernetworks, problems = [], [], []
-    for tag in _TAG.finditer(prompt):
-        kind, parts = tag[1], tag[2].split(":")
+    for tag in tags_in(prompt):
         try:
-            if kind in _LORA:
-                ask, unknown = _lora(parts)
+            if tag.kind is CheckpointType.LORA:
+                ask, amiss = _lora(tag, presets)
                 loras.append(ask)
-                problems += [f"{tag[0]}: {name}= is not supported yet." for name in unknown]
-            elif kind in _HYPERNETWORK:
-                weight = float(parts[1]) if len(parts) > 1 else 1.0
-                hypernetworks.append(HypernetworkAsk(parts[0], weight))
+                problems += amiss
+            elif tag.kind is CheckpointType.HYPERNETWORKS:
+                weight = float(tag.parts[1]) if len(tag.parts) > 1 else 1.0
+                hypernetworks.append(HypernetworkAsk(tag.name, weight))
             else:
-                problems.append(f"{tag[0]} is no kind of network that there is; it was left out.")
+                problems.append(f"{tag.text} is no kind of network that there is; it was left out.")
         except ValueError:
-            problems.append(f"{tag[0]} has a weight that is no number; it was left out.")
+            problems.append(f"{tag.text} has a weight that is no number; it was left out.")
     return Networks(_repeated(loras), tuple(hypernetworks), tuple(problems))
 
 
-def _lora(parts: list[str]) -> tuple[LoraAsk, list[str]]:
-    """By place or by name (`te=`, `unet=`, `dyn=`); also the names that mean nothing here."""
-    named = dict(part.split("=", 1) for part in parts if part.count("=") == 1)
-    placed = [part for part in parts if part.count("=") != 1]
-    name, text, unet, rank = (*placed, None, None, None, None)[:4]
-    if name is None:
+def _lora(tag: Tag, presets: Mapping[str, str] | None) -> tuple[LoraAsk, list[str]]:
+    """By place or by name; also a sentence for each part that means nothing here."""
+    named = dict(part.split("=", 1) for part in tag.parts if part.count("=") == 1)
+    placed = [part for part in tag.parts if part.count("=") != 1]
+    if not placed:
         raise ValueError("no name")
+    blocks, amiss = _blocks(tag, named, placed, {} if presets is None else presets)
+    name, text, unet, rank = (*placed, None, None, None, None)[:4]
     weight = float(named.get("te", text or 1.0))
     rank = named.get("dyn", rank)
     ask = LoraAsk(
-        name,
+        str(name),
         text=weight,
         unet=float(named.get("unet", unet or weight)),
         rank=None if rank is None else int(rank),
+        blocks=blocks if presets is not None else None,
     )
-    return ask, sorted(named.keys() - {"te", "unet", "dyn"})
+    unknown = sorted(named.keys() - _NAMED)
+    amiss += [f"{tag.text}: {name}= is not supported yet." for name in unknown]
+    return ask, amiss if presets is not None else []
+
+
+def _blocks(
+    tag: Tag, named: Mapping[str, str], placed: list[str], presets: Mapping[str, str]
+) -> tuple[BlockWeights | None, list[str]]:
+    """The weights of blocks; by place they are the third part, and then gone from `placed`."""
+    wording = named.get("lbw", named.get("w"))
+    if wording is None and len(placed) > 2 and is_wording(placed[2], presets):
+        wording = placed[2]
+        dynamic: Sequence[str] = placed[3:4]
+        del placed[2:]
+    else:
+        dynamic = ()
+    if wording is None:
+        return None, []
+    try:
+        by_place = dynamic[0] if dynamic else "1"
+        return block_weights(wording, float(named.get("x", by_place)), presets), []
+    except ValueError as error:
+        return None, [f"{tag.text}: the weights of its blocks were ignored: {error}."]
 
 
 def _repeated(loras: list[LoraAsk]) -> tuple[LoraAsk, ...]:

@@ -20,10 +20,11 @@ from middleware_api.container.emphasis import Emphasis
 from middleware_api.container.families import SDXL_REFINER
 from middleware_api.container.job_networks import JobNetworks
 from middleware_api.container.model_cache import ModelCache
-from middleware_api.container.prompt_networks import Networks, networks_of, without_networks
+from middleware_api.container.prompt_networks import Networks, networks_of
 from middleware_api.container.prompt_schedule import Clock, schedule_of
 from middleware_api.container.prompts import PromptEncoder
 from middleware_api.container.text_settings import TextSettings
+from middleware_api.prompt_tags import without_tags
 
 _KEPT_BYTES = 64 * 1024 * 1024
 _FORBIDDEN_IN_NAMES = str.maketrans("", "", ":,")
@@ -42,11 +43,13 @@ class Ask:
     @property
     def networks(self) -> Networks:
         """Of the prompt alone: in a negative prompt the WebUI takes such tags for words."""
-        return networks_of(self.positive) if self.settings.networks else Networks()
+        if not self.settings.networks:
+            return Networks()
+        return networks_of(self.positive, self.settings.block_presets)
 
     @property
     def subprompts(self) -> list[tuple[str, float]]:
-        return subprompts_of(without_networks(self.positive))
+        return subprompts_of(without_tags(self.positive))
 
 
 class PromptReader:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from middleware_api import contract
+from middleware_api.container.block_weights import PRESETS, read_presets
 from middleware_api.container.emphasis import Emphasis
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields
@@ -41,6 +43,7 @@ class TextSettings:
     no longer than `backtrack` tokens. `pads` makes the shorter of prompt and negative prompt as
     long as the other, by empty chunks. Without `networks`, `<lora:...>` and its like do nothing.
     `skips_in_xl`: CLIP skip counts for the first of SDXL's encoders, not for SD 1.x alone.
+    `block_presets` are names for weights of LoRAs' blocks, None where those count for nothing.
     """
 
     clip_skip: int = 1
@@ -50,6 +53,7 @@ class TextSettings:
     networks: bool = True
     skips_in_xl: bool = False
     telling: TellingSettings = TellingSettings()
+    block_presets: Mapping[str, str] | None = field(default_factory=lambda: PRESETS, hash=False)
 
 
 def read_text_settings(fields: Fields, settings: Fields) -> TextSettings:
@@ -61,6 +65,7 @@ def read_text_settings(fields: Fields, settings: Fields) -> TextSettings:
         pads=settings.flag("pad_cond_uncond"),
         networks=not fields.flag("disable_extra_networks"),
         skips_in_xl=settings.flag("sdxl_clip_l_skip"),
+        block_presets=read_presets(fields),
         telling=TellingSettings(
             crop=(
                 settings.integer("sdxl_crop_top", 0, 0, contract.SIZE_MAX),

@@ -36,6 +36,7 @@ IMAGE_SOURCES = (
     "middleware_api/contract.py",
     "middleware_api/model_params.py",
     "middleware_api/preprocessors.py",
+    "middleware_api/prompt_tags.py",
     "middleware_api/tensor_header.py",
     "middleware_api/training_fields.py",
     "middleware_api/weights_name.py",

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 
-from middleware_api.contract import PAGE_MAX, CheckpointState, CheckpointType
+from middleware_api.contract import NAME_MAX_BYTES, PAGE_MAX, CheckpointState, CheckpointType
 from middleware_api.errors import NotFound
+from middleware_api.prompt_tags import tags_in
 from middleware_api.records import UsedCheckpoint
 from middleware_api.services.checkpoints import CheckpointService
 from middleware_api.weights_name import SHORT_HASH_DIGITS, WeightsName
@@ -15,8 +16,6 @@ from middleware_api.weights_name import SHORT_HASH_DIGITS, WeightsName
 _TITLE = re.compile(r"(?P<name>.*?)(?: ?\[(?P<hash>[0-9A-Fa-f]{8,64})\])?", re.DOTALL)
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 _EXTENSIONS = ("", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-# `<lora:name:1>`, `<lyco:..>` (the same thing by its older name) and `<hypernet:..>`.
-_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,255})[:>]")
 
 
 class WebUiModels:
@@ -70,10 +69,10 @@ class WebUiModels:
         left out: the engine warns of them."""
         text = "\n".join(prompts)
         found: dict[CheckpointType, list[str]] = {}
-        for word, name in _NETWORK.findall(text):
-            kind = CheckpointType.HYPERNETWORKS if word == "hypernet" else CheckpointType.LORA
-            with suppress(NotFound):
-                found.setdefault(kind, []).append(self.find(kind, name).name)
+        for tag in tags_in(text):
+            if tag.kind is not None and len(tag.name.encode()) <= NAME_MAX_BYTES:
+                with suppress(NotFound):
+                    found.setdefault(tag.kind, []).append(self.find(tag.kind, tag.name).name)
         # Embeddings are plain words, so every one's name has to be looked for.
         for file in self.files(CheckpointType.EMBEDDINGS):
             if re.search(rf"(?<!\w){re.escape(file.stem)}(?!\w)", text, re.IGNORECASE):
