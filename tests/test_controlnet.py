@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -364,15 +363,20 @@ def test_inpaint_only_keeps_the_units_picture_where_its_mask_is_black(studio: St
     assert request.control.units[0].module.name == "inpaint"
 
 
+@torch.inference_mode()
 def test_colorfix_gives_the_latents_the_pictures_own_means(studio: Studio) -> None:
     """With a reach beyond the latents, everything but their means is the guess's own."""
     asked = unit(module="tile_colorfix", threshold_a=32)
     request = studio.request(asked)
     for models in studio.models(request):
-        picture = photo()
-        latent = studio.engine._encode(models.main, picture, None)
-        control = JobControl.of(models.controlnets, request, [(64, 64)])
-        work = control.at_work(partial(studio.engine._encode, models.main, seed=None), False)
+        vae = models.main.vae
+
+        def encode(picture: Image.Image, vae: Any = vae) -> torch.Tensor:
+            mean: torch.Tensor = vae.encode(pictures.to_tensor(picture)).latent_dist.mode()
+            return mean * VAE_SCALE
+
+        latent = encode(photo())
+        work = JobControl.of(models.controlnets, request, [(64, 64)]).at_work(encode, False)
         guess = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         held = work.corrected(guess, True)
     padded = [
