@@ -182,10 +182,10 @@ def test_a_picture_is_enlarged(api: webuiapi.WebUIApi) -> None:
 
 
 def test_an_upscaler_of_torch_is_uploaded_and_used(
-    api: webuiapi.WebUIApi, server: Server, tmp_path: Path
+    api: webuiapi.WebUIApi, webui_studio: Server, tmp_path: Path
 ) -> None:
     file = write_pickled(tmp_path / "2x_same.pth", repeating(2), "params_ema")
-    server.upload(file.read_bytes(), file.name, "ESRGAN")
+    webui_studio.upload(file.read_bytes(), file.name, "ESRGAN")
     deadline = time.monotonic() + 60
     while "2x_same" not in [u["name"] for u in api.get_upscalers()]:  # until it is converted
         assert time.monotonic() < deadline
