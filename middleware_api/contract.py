@@ -507,6 +507,11 @@ def checkpoint_key(kind: CheckpointType, checkpoint_id: str, file_name: str) -> 
     return f"{kind.value}/checkpoint/{checkpoint_id}/{file_name}"
 
 
+def is_in_checkpoint_folder(key: str) -> bool:
+    """Whether an object lies where nothing but its checkpoint does."""
+    return key.split("/")[1:2] == ["checkpoint"]
+
+
 def merged_checkpoint_id(merge_job_id: str) -> str:
     """Id of the checkpoint that a merge makes."""
     return f"merge-{merge_job_id}"

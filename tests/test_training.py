@@ -381,7 +381,9 @@ def test_what_was_learned_until_then_is_kept(world: World, state: TrainState, er
     assert world.services.training.look(ended).checkpoint == checkpoint
     world.services.checkpoints.delete(checkpoint)
     assert world.objects.size(key) is None
-    assert world.services.training.look(ended).checkpoint is None
+    seen = world.services.training.look(ended)
+    assert seen.checkpoint is None
+    assert seen.progress is not None, "the job and its curve stay"
 
 
 def test_the_program_says_what_its_weights_are(world: World) -> None:

@@ -16,6 +16,7 @@ from middleware_api.contract import (
     cancel_key,
     checkpoint_key,
     conversion_id,
+    is_in_checkpoint_folder,
 )
 from middleware_api.errors import Conflict, InvalidRequest, NotFound, StaleRecord
 from middleware_api.ports import Objects, Page, Records
@@ -177,7 +178,12 @@ class CheckpointService:
     def forget_bytes(self, checkpoint: Checkpoint) -> None:
         """Delete what has arrived of its files; again is no error."""
         self._uploads.abort(checkpoint.files)
-        folders = {file.key.rpartition("/")[0] + "/" for file in checkpoint.files}
+        folders = set()
+        for file in checkpoint.files:
+            if is_in_checkpoint_folder(file.key):
+                folders.add(file.key.rpartition("/")[0] + "/")
+            else:  # it lies among what else its training has written
+                self._objects.delete(file.key)
         if checkpoint.arrived_at is not None:  # what came, and what was made of it
             attempts = range(1, checkpoint.conversion + 1)
             made = (conversion_id(checkpoint.id, attempt) for attempt in attempts)
