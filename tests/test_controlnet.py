@@ -228,7 +228,9 @@ def diffusers_layers(network: ControlNetModel) -> list[torch.Tensor]:
 
 
 def alike(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+    return all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def test_control_modes_weigh_layers_and_sides_as_the_extension_does(

@@ -125,7 +125,8 @@ def test_without_denoising_hires_fix_is_the_interpolation_of_the_first_latents(
     fields = HIRES | {"hr_upscaler": name, "hr_resize_x": 80, "hr_resize_y": 48}
     made = studio.one(**fields)
     assert made.image.size == (80, 48)
-    assert np.array_equal(pixels_of(made.image), pixels_of(expected))
+    # Here the latents have been scaled back, which rounds them.
+    assert np.abs(pixels_of(made.image) - pixels_of(expected)).max() <= 1
 
 
 @pytest.mark.parametrize(

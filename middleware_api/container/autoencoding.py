@@ -46,7 +46,8 @@ def see(model: StableDiffusion, pixels: Tensor) -> Seen:
     seen = model.vae.encode(_as_read_by(model.vae, pixels)).latent_dist
     if not _is_number(seen.mean):
         seen = _in_singles(model).encode(pixels.float()).latent_dist
-    return Seen(seen.mode().float(), seen.std.float(), model.vae_scale)
+    mean, spread = (each.float().contiguous() for each in (seen.mode(), seen.std))
+    return Seen(mean, spread, model.vae_scale)
 
 
 def decode(model: StableDiffusion, latent: Tensor) -> Tensor:

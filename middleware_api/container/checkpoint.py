@@ -47,6 +47,8 @@ from middleware_api.container.families import (
     other_kind_of,
     vae_family_of,
 )
+from middleware_api.container.lean_attention import make_lean
+from middleware_api.container.packed import pack
 from middleware_api.container.prediction import MARKS, ZERO_SNR_KEY, Prediction, prediction_of
 from middleware_api.container.text_encoders import TextEncoder, taken_projection, text_tensors
 
@@ -158,6 +160,7 @@ def load_checkpoint(
     place = partial(_assign, file=file, device=device, dtype=dtype)
     place(unet, _to_unet(weights, unet_shape.config()))
     _fit_odd_sizes(unet)
+    make_lean(unet)
     place(vae, _to_vae(weights, vae_shape.config()))
     encoders = [
         _text_encoder(file, source, shape, device, dtype)
@@ -349,3 +352,4 @@ def _assign(
             "among them",
         )
     module.eval().requires_grad_(False)
+    pack(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -86,26 +86,36 @@ class Guidance:
     filler: Tensor | None = None
     numbers: tuple[float, ...] = ()
     away_numbers: tuple[float, ...] = ()
+    _made: dict[tuple[int, ...], tuple[Texts, Texts]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def weights(self) -> tuple[float, ...]:
         return tuple(weight for _, weight in self.towards)
 
     def at(self, call: int) -> tuple[Texts, Texts]:
-        """The subprompts, and the negative prompt."""
+        """The subprompts, and the negative prompt: the very same as at the call before, where they
+        say the same."""
         towards = [conditioning.at(call) for conditioning, _ in self.towards]
-        away = [self.away.at(call)]
+        away = self.away.at(call)
+        key = tuple(map(id, (*towards, away)))
+        if key not in self._made:
+            self._made[key] = self._sides(towards, away)
+        return self._made[key]
+
+    def _sides(self, towards: Sequence[Reading], away: Reading) -> tuple[Texts, Texts]:
         length = max(len(reading.tokens) for reading in towards)
         side = _side(towards, length, None, self.numbers)
         if self.filler is None:
-            return side, _side(away, len(away[0].tokens), None, self.away_numbers)
+            return side, _side([away], len(away.tokens), None, self.away_numbers)
         # First as long as each other, then as long as the negative prompt.
         padded = [Reading(tokens) for tokens in side.tokens]
-        length = max(length, len(away[0].tokens))
+        length = max(length, len(away.tokens))
         longer = _side(padded, length, self.filler, ())
         return (
             Texts(longer.tokens, side.beside),
-            _side(away, length, self.filler, self.away_numbers),
+            _side([away], length, self.filler, self.away_numbers),
         )
 
     def is_padded_at(self, call: int) -> bool:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.checkpoint_shapes import NORM_GROUPS, NUMBER_WIDTH
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable
+from middleware_api.container.lean_attention import make_lean
+from middleware_api.container.packed import pack
 
 HINT_FACTOR = 8
 """Pixels a side of the hint for one latent: the network's own three halvings."""
@@ -123,6 +125,8 @@ def load_controlnet(
     if missing:
         raise _incomplete(name, f"{len(missing)} tensors are missing, {missing[0]} among them")
     module.eval().requires_grad_(False)
+    pack(module)
+    make_lean(module)
     embed = module.controlnet_cond_embedding
     module.controlnet_cond_embedding = nn.Identity()
     return ControlNet(name, sha256, module, embed, pools="shuffle" in name.lower())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ class Guess:
 Denoise = Callable[[Tensor, Moment], Guess]
 """From a noisy latent, (batch, 4, height, width), to the guess."""
 
+_Told = tuple[Tensor, dict[str, Tensor] | None]
+
 
 @dataclass(frozen=True)
 class Guided:
@@ -61,19 +64,20 @@ class Guided:
     prediction: Prediction = Prediction.NOISE
     sees_picture: bool = False
     control: Control = WITHOUT_CONTROL
+    # By the texts' ids: `guidance` keeps them, so that no other text gets one of these.
+    _kept: dict[tuple[int, ...], _Told] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, x: Tensor, at: Moment) -> Guess:
         towards, away = self.guidance.at(at.call)
         weights, scale = self.guidance.weights, self.cfg_scale * at.cfg_share
         if not at.guided or (scale == 1 and at.cfg_share == 1 and weights == (1.0,)):
-            answers = self._ask(x, at, towards, len(weights))
+            answers = self._ask(x, at, [towards], len(weights))
             base, scale = answers[0], 1.0
         elif towards.tokens.shape[1] == away.tokens.shape[1]:  # all in one call
-            both = towards.and_also(away)
-            *answers, base = self._ask(x, at, both, len(weights))
+            *answers, base = self._ask(x, at, [towards, away], len(weights))
         else:
-            answers = self._ask(x, at, towards, len(weights))
-            (base,) = self._ask(x, at, away, 0)
+            answers = self._ask(x, at, [towards], len(weights))
+            (base,) = self._ask(x, at, [away], 0)
         answer = base
         for towards_one, weight in zip(answers, weights, strict=True):
             answer = answer + (towards_one - base) * (weight * scale)
@@ -102,26 +106,33 @@ class Guided:
         picture = at.picture.expand(len(scaled), -1, -1, -1)
         return torch.cat([scaled, picture.to(scaled)], dim=1)
 
-    def _ask(self, x: Tensor, at: Moment, texts: Texts, prompts: int) -> list[Tensor]:
+    def _ask(self, x: Tensor, at: Moment, texts: Sequence[Texts], prompts: int) -> list[Tensor]:
         """What the UNet says of each latent by each of the texts, in one call.
 
         The first `prompts` of the texts are the prompt's.
         """
         scaled = self._shown(x / (at.sigma**2 + 1) ** 0.5, at).to(self.dtype)
-        n, count = len(texts.tokens), len(scaled)
+        n, count = sum(len(some.tokens) for some in texts), len(scaled)
         latents = scaled.repeat(n, 1, 1, 1)
-        told = texts.repeated(count)
-        beside = None
-        if told.beside is not None:
-            pooled, numbers = (each.to(scaled) for each in told.beside)
-            beside = {"text_embeds": pooled, "time_ids": numbers}
+        tokens, beside = self._told(texts, scaled)
         times = torch.tensor([at.timestep], device=x.device).expand(len(latents))
-        tokens = told.tokens.to(scaled)
         steered = self.control.added(latents, times, tokens, beside, count * prompts, at.share_done)
         answer: Tensor = self.unet(
             latents, times, tokens, added_cond_kwargs=beside, return_dict=False, **steered
         )[0]
-        return self._held(x, at, [*answer.float().chunk(n)], prompts)
+        return self._held(x, at, [*answer.float().contiguous().chunk(n)], prompts)
+
+    def _told(self, texts: Sequence[Texts], scaled: Tensor) -> _Told:
+        """The texts for each latent, and what is told beside them: the very same tensors for the
+        same texts, as the UNet keeps what it has made of them."""
+        key = (len(scaled), *map(id, texts))
+        if key not in self._kept:
+            told, beside = reduce(Texts.and_also, texts).repeated(len(scaled)), None
+            if told.beside is not None:
+                pooled, numbers = (each.to(scaled) for each in told.beside)
+                beside = {"text_embeds": pooled, "time_ids": numbers}
+            self._kept[key] = told.tokens.to(scaled), beside
+        return self._kept[key]
 
     def _held(self, x: Tensor, at: Moment, answers: list[Tensor], prompts: int) -> list[Tensor]:
         """The same where no ControlNet holds the guesses to its picture."""

@@ -19,6 +19,7 @@ from middleware_api.container.block_weights import BLOCKS, BlockWeights, block_o
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.hypernetworks import Hypernetwork, read_through
 from middleware_api.container.ldm_layout import UNET_PREFIX, unet_to_ldm
+from middleware_api.container.packed import dense
 
 _Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
@@ -142,6 +143,7 @@ def _add(
     own = changed.get((module, "weight"), getattr(module, "weight", None))
     if own is None:
         return False
+    own = dense(own)
     try:
         delta, bias = layer.change(own, rank)
     except RuntimeError:  # torch's word for tensors that do not go together
