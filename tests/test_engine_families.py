@@ -30,11 +30,13 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from middleware_api.container.autoencoding import decode, see
+from middleware_api.container.checkpoint import load_checkpoint
 from middleware_api.container.conditioning import Guidance
 from middleware_api.container.engine import CheckpointFile, Engine, Models, fitted
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.families import SD2
 from middleware_api.container.noise import generator_of
+from middleware_api.container.packed import dense
 from middleware_api.container.pictures import to_tensor
 from middleware_api.container.prediction import Prediction
 from middleware_api.container.prompts import TOKENIZER_FOLDER, PromptEncoder
@@ -501,6 +503,10 @@ def pair(layer: str, out: int, into: int) -> Tensors:
     }
 
 
+def dense_state(module: torch.nn.Module) -> Tensors:
+    return {key: dense(value).clone() for key, value in module.state_dict().items()}
+
+
 def patched(engine: Engine, files: Files, name: str, tensors: Tensors, **metadata: str) -> Any:
     """The parts that a LoRA changes in a model, by their names in diffusers, and the warnings."""
     path = files.folder / f"lora{len(list(files.folder.iterdir()))}.safetensors"
@@ -512,10 +518,10 @@ def patched(engine: Engine, files: Files, name: str, tensors: Tensors, **metadat
         changed = {}
         parts = {"unet": models.main.unet}
         parts |= {f"te{i}": each.module for i, each in enumerate(models.main.text_encoders)}
-        before = {n: {k: v.clone() for k, v in m.state_dict().items()} for n, m in parts.items()}
+        before = {name: dense_state(module) for name, module in parts.items()}
         with patch.applied():
             for part, module in parts.items():
-                for key, value in module.state_dict().items():
+                for key, value in dense_state(module).items():
                     if not torch.equal(value, before[part][key]):
                         changed[f"{part}.{key}"] = value - before[part][key]
         warnings = engine.warnings(models, request)
@@ -630,18 +636,21 @@ def test_a_vae_that_seems_of_another_family_is_doubted(engine: Engine, files: Fi
 
 def test_a_vae_that_overflows_in_halves_goes_on_in_singles(engine: Engine, files: Files) -> None:
     with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
-        vae = copy.deepcopy(models.main.vae)
+        file = files.of("xl")  # anew: a VAE that has been used cannot be copied
+        anew = load_checkpoint(file.path, file.name, "", torch.device("cpu"), torch.float32)
+        vae = anew.vae
         for strong in (vae.decoder.conv_norm_out, vae.encoder.conv_norm_out):
             strong.weight *= 6e4  # what goes through it is beyond 65504, as in SDXL's own
+        halves = [copy.deepcopy(vae).half() for _ in range(2)]
         model = replace(models.main, vae=vae)
         latent = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
         pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        for ask, given in (
-            (decode, latent),
-            (lambda model, pixels: see(model, pixels).mean, pixels),
+        for ask, given, in_halves in (
+            (decode, latent, halves[0]),
+            (lambda model, pixels: see(model, pixels).mean, pixels, halves[1]),
         ):
             known = ask(model, given)
-            half = replace(model, vae=copy.deepcopy(vae).half())
+            half = replace(model, vae=in_halves)
             assert torch.allclose(ask(half, given), known, rtol=0.01, atol=0.01 * known.abs().max())
             assert next(half.vae.parameters()).dtype is torch.float32  # and stays so
         with pytest.raises(BadRequest, match="its numbers are not finite"):
