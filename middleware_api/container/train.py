@@ -23,6 +23,7 @@ import torch
 import transformers.utils.logging
 
 from middleware_api import contract
+from middleware_api.container import logs
 from middleware_api.container.errors import BadRequest, ContainerError
 from middleware_api.container.make_model import ModelMaker
 from middleware_api.container.object_store import Bucket, objects_of, open_storage
@@ -191,9 +192,7 @@ def main() -> int:
         return 2
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logs.start(is_json=os.environ.get("SDAWS_LOGS") == "json")
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.set_verbosity_error()
     if settings.threads:
