@@ -7,6 +7,7 @@ import io
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from middleware_api.container.webui.engine import WebUiEngine
 from tests.pretend_webui import free_port, png, pretending
 from tests.sample_networks import hypernetwork, unpickled_tensors
 from tests.sample_upscalers import repeating
-from tests.server import until
+from tests.server import REPOSITORY, until
 
 WEIGHTS = {
     "Stable-diffusion": ("paints.safetensors", b"paints"),
@@ -377,11 +378,34 @@ def test_a_webui_of_its_own_is_started_again_when_it_ends(tmp_path: Path) -> Non
         socket.create_connection(("127.0.0.1", port))
 
 
+def test_a_webui_of_its_own_does_not_outlive_a_worker_that_was_killed() -> None:
+    program = (
+        "import os, time; from middleware_api.container.kept_process import KeptProcess\n"
+        "kept = KeptProcess('It', ['sh', '-c', 'echo $$; exec sleep 60'], lambda: False, print)\n"
+        "kept.start(); time.sleep(60)"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-u", "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert worker.stdout is not None
+    with worker.stdout:
+        pid = int(worker.stdout.readline())
+    worker.kill()
+    worker.wait()
+    until(lambda: {"there": _is_running(pid)}, lambda seen: not seen["there"])
+
+
+def _is_running(pid: int) -> bool:
+    """Whether it is there, and no zombie that nobody has asked about."""
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rpartition(") ")[2][0] != "Z"
+
+
 def test_a_webui_that_cannot_be_started_is_told_of(tmp_path: Path) -> None:
     engine = WebUiEngine(WebUiSettings("http://127.0.0.1:1", "no-such-webui --api"))
     try:
         seen = until(lambda: {"why": _why_down(engine)}, lambda s: "no-such-webui" in s["why"])
-        assert "no-such-webui cannot be started: No such file or directory" in seen["why"]
+        assert "no-such-webui cannot be started: there is no such program" in seen["why"]
     finally:
         engine.close()
 

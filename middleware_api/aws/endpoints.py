@@ -40,9 +40,17 @@ _JOB_SECONDS = 3600
 _START_SECONDS = 15 * 60
 
 # Scale out at once, scale in slowly: an instance that is up costs less than a cold start.
-_JOBS_PER_INSTANCE = 2.0
+_JOBS_PER_GPU = 2.0
 _SCALE_OUT_SECONDS = 60
 _SCALE_IN_SECONDS = 600
+
+# Of those instance types that have more than one.
+_GPUS = {
+    **dict.fromkeys(("g4dn.12xlarge", "g5.12xlarge", "g5.24xlarge", "p3.8xlarge"), 4),
+    **dict.fromkeys(("g6.12xlarge", "g6.24xlarge", "g6e.12xlarge", "g6e.24xlarge"), 4),
+    **dict.fromkeys(("g5.48xlarge", "g6.48xlarge", "g6e.48xlarge", "p3.16xlarge"), 8),
+    **dict.fromkeys(("p3dn.24xlarge", "p4d.24xlarge", "p4de.24xlarge", "p5.48xlarge"), 8),
+}
 
 _STATES = {
     "creating": EndpointState.CREATING,
@@ -121,7 +129,7 @@ class SageMakerEndpoints:
                 **target,
                 PolicyType="TargetTrackingScaling",
                 TargetTrackingScalingPolicyConfiguration={
-                    "TargetValue": _JOBS_PER_INSTANCE,
+                    "TargetValue": _JOBS_PER_GPU * gpus_of(endpoint.instance_type),
                     "CustomizedMetricSpecification": {
                         **_metric("ApproximateBacklogSizePerInstance", name),
                         "Statistic": "Average",
@@ -240,8 +248,10 @@ class SageMakerEndpoints:
                 }
             ],
             "AsyncInferenceConfig": {
-                # One job at a time: a second one would only share the same GPU's memory.
-                "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 1},
+                # One job a GPU at a time: a second one would only share its memory.
+                "ClientConfig": {
+                    "MaxConcurrentInvocationsPerInstance": gpus_of(endpoint.instance_type)
+                },
                 "OutputConfig": {
                     "S3OutputPath": output,
                     "S3FailurePath": f"{output}failed/",
@@ -312,6 +322,11 @@ class SageMakerEndpoints:
 
     def _name(self, endpoint_id: str) -> str:
         return endpoint_name(self._settings.prefix, endpoint_id)
+
+
+def gpus_of(instance_type: str) -> int:
+    """How many jobs an instance does at a time: its container runs a worker for each GPU."""
+    return _GPUS.get(instance_type.removeprefix("ml."), 1)
 
 
 def endpoint_name(prefix: str, endpoint_id: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from middleware_api.contract import EndpointState, EngineName, Invocation
@@ -38,10 +39,12 @@ _FAILED = "The endpoint has failed. GET /endpoints tells why; submit to another 
 
 @dataclass
 class _Running:
-    """The moving parts of one endpoint. `settled` is the last state that was told."""
+    """The moving parts of one endpoint; `gpus` are its workers', in order. `settled` is the last
+    state that was told."""
 
     endpoint: Endpoint
     slots: list[_Slot] = field(default_factory=list)
+    gpus: list[str] = field(default_factory=list)
     settled: EndpointState = EndpointState.CREATING
 
 
@@ -56,11 +59,14 @@ class ProcessEndpoints:
         queue: JobQueue,
         settings_for: Callable[[int], WorkerSettings],
         max_workers: int,
+        gpus: Sequence[str] = (),
     ) -> None:
-        """`settings_for` gets the number of workers on this machine."""
+        """`settings_for` gets the number of workers on this machine. Of its `gpus` each worker
+        gets one to itself, until there are more workers than GPUs."""
         self._queue = queue
         self._settings_for = settings_for
         self._max_workers = max_workers
+        self._gpus = gpus
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
         self._sink: EventSink
@@ -91,15 +97,27 @@ class ProcessEndpoints:
                     "SDAWS_MAX_WORKERS.",
                     "too_many_workers",
                 )
+            self._take_gpus(running)
             self._running[endpoint.id] = running
         settings = replace(
             self._settings_for(workers), engine=endpoint.engine, webui_url=endpoint.webui_url
         )
-        for number in range(endpoint.initial_instance_count):
-            slot = _Slot(f"{endpoint.name}/{number}", self, running, self._queue, settings)
+        for number, gpu in enumerate(running.gpus):
+            own = replace(settings, gpu=gpu)
+            slot = _Slot(f"{endpoint.name}/{number}", self, running, self._queue, own)
             running.slots.append(slot)
         for slot in running.slots:
             slot.start()
+
+    def _take_gpus(self, running: _Running) -> None:
+        """One for each of its workers, of those that the fewest have; "" where there is none."""
+        taken = Counter(gpu for other in self._running.values() for gpu in other.gpus)
+        for _ in range(running.endpoint.initial_instance_count):
+            # A WebUI at a URL has chosen for itself.
+            is_ours = running.endpoint.engine is EngineName.DIFFUSERS
+            gpu = min(self._gpus, key=lambda gpu: taken[gpu], default="") if is_ours else ""
+            taken[gpu] += 1
+            running.gpus.append(gpu)
 
     def delete(self, endpoint: Endpoint) -> None:
         """See `ports.Endpoints`. Returns at once; stopping goes on in a thread."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from middleware_api.bootstrap import make_services
+from middleware_api.container.gpus import visible_gpus
 from middleware_api.contract import PAGE_MAX, EndpointState
 from middleware_api.embedded.database import Database
 from middleware_api.embedded.endpoints import ProcessEndpoints
@@ -117,7 +118,9 @@ def embedded(
             objects.root, threads, job_seconds=settings.job_seconds, program=worker_program
         )
 
-    endpoints = ProcessEndpoints(queue, worker_settings, settings.max_workers)
+    endpoints = ProcessEndpoints(
+        queue, worker_settings, settings.max_workers, visible_gpus(os.environ)
+    )
     training_jobs = ProcessTrainingJobs(
         TrainingQueue(database, time.time),
         objects,

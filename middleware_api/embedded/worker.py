@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from middleware_api.container.gpus import VARIABLE as GPUS_VARIABLE
 from middleware_api.contract import EngineName, Invocation, InvocationResult
 
 START_SECONDS = 120.0
@@ -37,7 +38,7 @@ class WorkerStopping(Exception):
 class WorkerSettings:
     """What each worker is given. `threads` is torch's; `job_seconds` bounds one invocation;
     `program` is a module that speaks as the container's own does; `webui_url` is where the WebUI of
-    the engine `webui` is."""
+    the engine `webui` is. `gpu` is the one that it may use, as CUDA names it; "" leaves it all."""
 
     objects_root: Path
     threads: int
@@ -46,6 +47,7 @@ class WorkerSettings:
     program: str = CONTAINER_PROGRAM
     engine: EngineName = EngineName.DIFFUSERS
     webui_url: str = ""
+    gpu: str = ""
 
 
 class Worker:
@@ -73,6 +75,8 @@ class Worker:
             environment.pop(name, None)
         if settings.engine is not EngineName.WEBUI:
             environment.pop("SDAWS_WEBUI_AUTH", None)
+        if settings.gpu:
+            environment[GPUS_VARIABLE] = settings.gpu
         if settings.cache_bytes is not None:
             environment["SDAWS_CACHE_BYTES"] = str(settings.cache_bytes)
         self.process = subprocess.Popen(

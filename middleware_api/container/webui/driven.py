@@ -18,13 +18,14 @@ from middleware_api.container.errors import (
     EngineFailed,
 )
 from middleware_api.container.job import Job
+from middleware_api.container.kept_process import KeptProcess
 from middleware_api.container.webui.client import Hung, WebUiClient
-from middleware_api.container.webui.process import WebUiProcess
 from middleware_api.container.webui.weights import Placed, Renewal, WebUiWeights
 from middleware_api.contract import ContainerCheckpoint, TaskType
 
 logger = logging.getLogger(__name__)
 
+WHAT = "The WebUI of this worker"
 OWN_URL = "http://127.0.0.1:7860"
 START_SECONDS = 900.0
 """From the start of a WebUI of ours to its first answer."""
@@ -85,10 +86,15 @@ class DrivenWebUi:
 
     def __init__(self, settings: WebUiSettings) -> None:
         self._settings = settings
-        self._process: WebUiProcess | None = None
+        self._process: KeptProcess | None = None
         self.client = WebUiClient(settings.url, settings.credentials, self._why_gone)
         if settings.command:
-            self._process = WebUiProcess(shlex.split(settings.command), self._answers)
+            self._process = KeptProcess(
+                WHAT,
+                shlex.split(settings.command),
+                self._answers,
+                lambda line: logger.info("webui: %s", line),
+            )
         self._weights = WebUiWeights(self.client, settings.is_on_this_machine)
         self._fields: dict[str, frozenset[str]] = {}
         self._options: frozenset[str] = frozenset()
@@ -119,7 +125,7 @@ class DrivenWebUi:
     def check(self) -> None:
         """Raises EngineDown while it cannot take work. Quick."""
         if self._process is not None and (why := self._process.why_down):
-            raise EngineDown(f"The WebUI of this worker cannot be used: {why}.")
+            raise EngineDown(f"{WHAT} cannot be used: {why}.")
         try:
             self.client.probe(PROBE_SECONDS)
         except EngineDown as error:

@@ -1,13 +1,15 @@
-"""A WebUI in this container: started, listened to, and started again when it ends."""
+"""A process beside this one: started, listened to, and started again when it ends."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from middleware_api.container.errors import EngineDown
 
@@ -16,23 +18,37 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 5.0
 UP_EVERY_SECONDS = 0.5
 # Between a start and the next one, so that one that cannot start does not start all the time.
+# What Linux sends a process when the one that started it is gone, however it went: what is left
+# behind would keep the GPU and the port. `PR_SET_PDEATHSIG` is 1.
+_DIE_WITH_US = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
 BACKOFF_SECONDS = (0.0, 1.0, 5.0, 30.0)
 
 
-class WebUiProcess:
-    """Keeps a WebUI running from `start` to `stop`; its lines go to our log.
+class KeptProcess:
+    """Keeps `what` running from `start` to `stop`; each line that it writes goes to `say`.
 
-    `is_up` asks it whether it takes requests.
+    `is_up` asks it whether it takes requests. Its environment is ours where none is given.
     """
 
-    def __init__(self, command: Sequence[str], is_up: Callable[[], bool]) -> None:
-        self._command, self._is_up = [*command], is_up
+    def __init__(
+        self,
+        what: str,
+        command: Sequence[str],
+        is_up: Callable[[], bool],
+        say: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._what, self._command, self._is_up, self._say = what, [*command], is_up, say
+        self._environment = environment
         self._changed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._up = self._stopping = False
         self._last_words: deque[str] = deque(maxlen=20)
         self._ended = ""
-        self._thread = threading.Thread(target=self._keep, name="webui", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=what, daemon=True)
 
     def start(self) -> None:
         """Begin; `wait_until_up` tells when it can be used."""
@@ -62,7 +78,7 @@ class WebUiProcess:
                 if self._stopping or time.monotonic() > deadline:
                     break
                 self._changed.wait(UP_EVERY_SECONDS)
-        raise EngineDown(f"The WebUI of this worker cannot be used: {self.why_down}.")
+        raise EngineDown(f"{self._what} cannot be used: {self.why_down}.")
 
     def restart(self) -> None:
         """End it, as it hangs; the next one is being started."""
@@ -71,11 +87,18 @@ class WebUiProcess:
         if process is not None:
             _end(process)
 
-    def stop(self) -> None:
-        """End it for good; returns when it is gone."""
+    def ask_to_stop(self) -> None:
+        """Tell it to end for good; it may still finish what it is at."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+            if self._process is not None:
+                self._process.terminate()
+
+    def stop(self) -> None:
+        """End it for good; returns when it is gone."""
+        self.ask_to_stop()
+        with self._changed:
             process = self._process
         if process is not None:
             _end(process)
@@ -97,23 +120,23 @@ class WebUiProcess:
                 self._changed.wait_for(lambda: self._stopping, pause)
                 if self._stopping:
                     return
-                try:
-                    self._process = self._popen()
-                except OSError as error:
-                    self._ended = f"{self._command[0]} cannot be started: {error.strerror}"
+                if shutil.which(self._command[0]) is None:
+                    self._ended = f"{self._command[0]} cannot be started: there is no such program"
                     failed_starts += 1
                     continue
+                self._process = self._popen()
             was_up = self._follow(self._process)
             failed_starts = 0 if was_up else failed_starts + 1
 
     def _popen(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self._command,
+            [sys.executable, "-c", _DIE_WITH_US, *self._command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            env=None if self._environment is None else {**self._environment},
             start_new_session=True,
         )
 
@@ -126,7 +149,7 @@ class WebUiProcess:
             if not was_up and self._is_up():
                 was_up = True
                 self._set_up(True)
-                logger.info("the WebUI is up")
+                logger.info("%s is up", self._what)
             try:
                 process.wait(UP_EVERY_SECONDS)
             except subprocess.TimeoutExpired:
@@ -142,7 +165,7 @@ class WebUiProcess:
             self._up, self._process = False, None
             self._changed.notify_all()
             if not self._stopping:
-                logger.error("the WebUI is gone: %s", self._ended)
+                logger.error("%s is gone: %s", self._what, self._ended)
         return was_up
 
     def _set_up(self, up: bool) -> None:
@@ -156,7 +179,7 @@ class WebUiProcess:
             for line in process.stdout:
                 if text := line.rstrip():
                     self._last_words.append(text)
-                    logger.info("webui: %s", text)
+                    self._say(text)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
