@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from aws_extension.access import CloudAccess
-from aws_extension.client import CloudClient
 from aws_extension.dataset_folder import pictures_in
-from aws_extension.dreambooth_settings import Verdict, judge, read_settings, saved_settings
-from aws_extension.errors import CloudError, NotFound, UploadFailed
+from aws_extension.dreambooth_settings import read_settings, saved_settings
+from aws_extension.errors import CloudError, UploadFailed
 from aws_extension.pages import html, links, training_form
 from aws_extension.pages.common import shown_to_user, user_of
 from aws_extension.pages.endpoints import instance_type, offered_machines
 from aws_extension.pages.html import Value
+from aws_extension.pages.training_choices import (
+    Known,
+    find_bases,
+    find_measured,
+    show_import,
+    tell,
+)
 from aws_extension.pages.training_form import NO_DATASET, Form, Read, read_form
 from aws_extension.pages.training_view import MODELS_ORDER as MODELS_ORDER
 from aws_extension.pages.training_view import ORDER, show_list, show_models, show_one
-from aws_extension.train_estimates import Estimate, Measured, estimate, size_of
+from aws_extension.train_estimates import Estimate, estimate, size_of
 from aws_extension.train_preparation import TrainOrder
-from aws_extension.training_calls import TrainJob
 from middleware_api.contract import (
-    CheckpointState,
     CheckpointType,
     DatasetState,
-    ModelState,
     TrainState,
 )
 from middleware_api.training_fields import BadSetting, read_request
@@ -39,8 +42,6 @@ READ, READ_ONE, READ_MODELS = (
 )  # fmt: skip
 JOBS_PER_PAGE = 12
 _KIND = CheckpointType.STABLE_DIFFUSION
-# Jobs whose time a step is looked up for the estimate, at most.
-_MEASURED_MAX = 4
 
 
 def read_page(access: CloudAccess, user: str, query: Mapping[str, str]) -> html.Listing:
@@ -59,100 +60,6 @@ def read_models(access: CloudAccess, user: str, query: Mapping[str, str]) -> htm
     client = access.glance(user)
     names = {one.id: one.names[0] for one in client.list_checkpoints((), [_KIND]) if one.names}
     return show_models(client.training.list_models(), names)
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a training may begin with: a model, a checkpoint, or a file of this machine."""
-
-    name: str
-    model_id: str = ""
-    checkpoint_id: str = ""
-    path: Path | None = None
-
-
-@dataclass(frozen=True)
-class Known:
-    """What the page has read of the cloud, for one browser."""
-
-    bases: Mapping[str, Base] = field(default_factory=dict)
-    measured: Mapping[str, Measured] = field(default_factory=dict)
-    following: str = ""
-
-
-def find_bases(access: CloudAccess, client: CloudClient) -> dict[str, Base]:
-    """By what the dropdown calls them. Raises CloudError."""
-    checkpoints = client.list_checkpoints([CheckpointState.ACTIVE], [_KIND])
-    found = {
-        f"{name}": Base(Path(name).stem, checkpoint_id=one.id)
-        for one in reversed(checkpoints)
-        for name in one.names
-    }
-    found = dict(reversed(found.items()))
-    for model in client.training.list_models([ModelState.COMPLETE]):
-        if not model.checkpoint_id:
-            found[f"{model.name} · model {model.id[:8]}"] = Base(model.name, model_id=model.id)
-    for file in access.local_models().of(_KIND):
-        if file.path.name not in found:
-            label = f"{file.path.name} · on this machine, {html.size(file.size)}"
-            found[label] = Base(file.path.stem, path=file.path)
-    return found
-
-
-def find_measured(client: CloudClient, jobs: tuple[TrainJob, ...]) -> dict[str, Measured]:
-    """What a step took in the newest job on each type of machine. Raises CloudError."""
-    found: dict[str, Measured] = {}
-    for job in jobs:
-        if job.step_seconds and job.instance_type not in found and len(found) < _MEASURED_MAX:
-            try:
-                config = client.training.look(job.id).config
-            except NotFound:  # deleted meanwhile
-                continue
-            size = size_of(config, 1)
-            found[job.instance_type] = Measured(job.instance_type, job.step_seconds, size)
-    return found
-
-
-def tell(told: Estimate, pictures: int) -> str:
-    """How long and how dear, in a line."""
-    if not pictures:
-        return html.words("Choose the pictures, and this tells time and cost.")
-    counted = ("Pictures:", Value(f"{pictures},"), "steps:", Value(f"{told.steps:,}."))
-    if told.seconds is None:
-        unknown = "How long that takes is known after the first training on this machine."
-        return html.words(*counted, unknown)
-    time = ("About", Value(f"{html.duration(told.seconds)}."))
-    cost: tuple[html.Part, ...] = ("What it costs is not known.",)
-    if told.cost is not None:
-        dollars = Value(f"{html.money(told.cost)}.")
-        cost = ("Cost, about:", dollars) if told.cost else ("It costs nothing.",)
-    basis = (
-        "Reckoned from your latest training on such a machine."
-        if told.is_measured
-        else "By a rule of thumb: nothing has been trained on such a machine yet."
-    )
-    return html.words(*counted, *time, *cost, basis)
-
-
-def show_import(config: dict[str, Any]) -> str:
-    """What becomes of each imported setting, those that are not done first."""
-    order = list(Verdict)
-    kinds: dict[Verdict, html.Kind] = {Verdict.HONOURED: "good", Verdict.LEFT_OUT: "bad"}
-    rows = [
-        [
-            f"<span class='sdaws-value'>{html.escape(one.name)}</span>",
-            f"<span class='sdaws-value'>{html.escape(_short(one.value))}</span>",
-            html.badge(kinds.get(one.verdict, "idle"), one.verdict.value),
-            html.escape(one.why),
-        ]
-        for one in sorted(judge(config), key=lambda one: -order.index(one.verdict))
-    ]
-    return html.table(["Setting", "Value", "In the cloud", "How"], rows)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def build(access: CloudAccess) -> None:

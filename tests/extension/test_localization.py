@@ -21,7 +21,7 @@ from aws_extension.pages import (
     jobs,
     merge,
     models,
-    training,
+    training_choices,
     training_view,
 )
 from aws_extension.pages.host import FolderHost
@@ -175,11 +175,13 @@ def trainings(access) -> list[str]:
     for told in (None, 60.0), (0.0, 60.0), (1.0, None):
         for pictures in (0, 3):
             for measured in (True, False):
-                made.append(training.tell(Estimate(9, told[1], told[0], measured), pictures))
+                made.append(
+                    training_choices.tell(Estimate(9, told[1], told[0], measured), pictures)
+                )
     concept = {**asdict(ConceptSettings()), **dict.fromkeys(OTHER_CONCEPT_FIELDS, "x")}
     imported = {**asdict(TrainSettings()), **dict.fromkeys(OTHER_FIELDS, 0), "odd": 1}
     imported["concepts_list"] = [concept]
-    return [*made, training.show_import(imported)]
+    return [*made, training_choices.show_import(imported)]
 
 
 def test_every_formula_of_the_merger(chinese):
