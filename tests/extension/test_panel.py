@@ -44,6 +44,15 @@ def test_a_choice_is_kept_when_its_remark_has_changed(host):
     assert (checkpoints["value"], endpoints["value"]) == (CHECKPOINT, "pretend-1")
 
 
+def test_what_was_trained_is_chosen_and_a_lora_leaves_the_checkpoint(host):
+    host.cloud.checkpoints.add("Stable-diffusion", "my dog.safetensors", "cd" * 32)
+    use = host.panel_module.use_trained
+    enabled, checkpoints, _, _ = use("checkpoint my dog.safetensors 17", CHECKPOINT, None)
+    assert (enabled["value"], checkpoints["value"]) == (True, "my dog.safetensors")
+    enabled, checkpoints, _, _ = use("lora dog.safetensors 17", CHECKPOINT, None)
+    assert (enabled["value"], checkpoints["value"]) == (True, CHECKPOINT)
+
+
 def test_a_chosen_checkpoint_is_loaded_ahead_when_the_cloud_has_it(host):
     prefetch = host.panel_module.prefetch
     prefetch(False, CHECKPOINT, "Automatic")
