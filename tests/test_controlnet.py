@@ -39,6 +39,7 @@ from tests.sample_controlnets import controlnet, write_controlnet
 from tests.test_engine import encoded, mask_of, photo, pixels_of
 
 Unit = dict[str, Any]
+INPAINTING = replace(TINY, unet=replace(TINY.unet, in_channels=9))
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,7 @@ def test_maps_follow_the_pictures_unless_they_are_not_wanted(studio: Studio) -> 
 def test_the_parameters_tell_of_the_units_that_are_on(studio: Studio) -> None:
     (made, *_) = studio.all(
         unit(enabled=False),
-        unit(module="canny", threshold_a=50, control_mode=1, model="one"),
+        unit(module="canny", threshold_a=50, control_mode=1),
         unit("two", weight=0.5, resize_mode="Just Resize", pixel_perfect=True, guidance_end=0.8),
     )
     assert (
@@ -431,12 +432,13 @@ def test_a_controlnet_of_another_family_is_refused(studio: Studio, weights: Path
             studio.one(unit(name))
 
 
-@pytest.mark.parametrize("size", [TINY_2, TINY_XL], ids=["2.x", "XL"])
+@pytest.mark.parametrize("size", [TINY_2, TINY_XL, INPAINTING], ids=["2.x", "XL", "inpainting"])
 @torch.inference_mode()
 def test_later_families_are_steered_too(studio: Studio, weights: Path, size: Size) -> None:
     """What the UNet gets is what diffusers' own network makes of all that the UNet is told."""
-    network = controlnet(size=size)
-    net, base = f"net of {size.family.name}", f"base of {size.family.name}"
+    network = controlnet(size=size, in_channels=4)
+    kind = f"{size.family.name} {size.unet.in_channels}"
+    net, base = f"net of {kind}", f"base of {kind}"
     write_controlnet(weights / f"{net}.safetensors", network, ldm=False)
     write_checkpoint(weights / f"{base}.safetensors", size)
     seen: list[tuple[Any, dict[str, Any]]] = []
@@ -451,7 +453,7 @@ def test_later_families_are_steered_too(studio: Studio, weights: Path, size: Siz
     ((latents, times, texts), more), *_ = seen
     hint = torch.from_numpy(np.array(photo(), np.float32)).permute(2, 0, 1)[None] / 255
     down, middle = network(
-        *(latents, times, texts, hint.expand(2, -1, -1, -1)),
+        *(latents[:, :4], times, texts, hint.expand(2, -1, -1, -1)),
         added_cond_kwargs=more["added_cond_kwargs"],
         return_dict=False,
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image
-from middleware_api.contract import CONTROL_UNITS_MAX
+from middleware_api.contract import CONTROL_UNITS_MAX, SAFETENSORS
 from middleware_api.preprocessors import (
     PREPROCESSORS,
     Preprocessor,
@@ -87,7 +87,7 @@ class ControlUnit:
         """As the extension writes it into the parameters."""
         pairs: dict[str, object] = {
             "Module": self.module_name,
-            "Model": self.model,
+            "Model": self.model.removesuffix(SAFETENSORS),  # a file's name: menus leave it out
             "Weight": self.weight,
             "Resize Mode": self.fit.value,
             "Processor Res": self.resolution,
@@ -103,7 +103,7 @@ class ControlUnit:
 
 @dataclass(frozen=True)
 class ControlRequest:
-    """A job's units that are on; `seed` is what a preprocessor that draws draws from."""
+    """A job's units that are on; `seed` is what a preprocessor draws from, 0 where none does."""
 
     units: tuple[ControlUnit, ...] = ()
     seed: int = 0
@@ -170,10 +170,17 @@ def parse_control(fields: Fields, seed: int, is_masked: bool) -> ControlRequest:
         raise BadRequest(
             f"{len(units)} ControlNet units are on. Use at most {CONTROL_UNITS_MAX}.", "bad_field"
         )
-    # The extension takes the seed for an open variation seed, too.
+    return ControlRequest(units, _draw_seed(fields, seed) if _draws(units) else 0)
+
+
+def _draws(units: tuple[ControlUnit, ...]) -> bool:
+    return any(unit.module.name == "shuffle" for unit in units)
+
+
+def _draw_seed(fields: Fields, seed: int) -> int:
+    """The sum of seed and variation seed, for which an open one counts as the seed again."""
     subseed = fields.integer("subseed", -1, -1, 2**32 - 1)
-    total = seed + (seed if subseed == -1 else subseed)
-    return ControlRequest(units, total & 0xFFFFFFFF)
+    return (seed + (seed if subseed == -1 else subseed)) & 0xFFFFFFFF
 
 
 def control_warnings(fields: Fields) -> list[str]:
