@@ -176,8 +176,11 @@ class Control:
             rows = prompts if unit.steers_prompt_alone else len(latents)
             if not rows:
                 continue
-            some = beside and {name: value[:rows] for name, value in beside.items()}
-            layers = unit.added(latents[:rows], times[:rows], texts[:rows], some)
+            some = (latents, times, texts, beside)
+            if rows < len(latents):  # else the very same texts: attention keeps what it reads
+                beside_some = beside and {name: value[:rows] for name, value in beside.items()}
+                some = (latents[:rows], times[:rows], texts[:rows], beside_some)
+            layers = unit.added(*some)
             layers = [_with_rows(layer, len(latents)) for layer in layers]
             total = [a + b for a, b in zip(total, layers, strict=True)] if total else layers
         if not total:
