@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aws_extension.client import CloudClient
-from aws_extension.dataset_folder import send_folder
+from aws_extension.dataset_folder import pictures_in, send_folder
 from aws_extension.errors import Cancelled, CloudError, UploadFailed
 from aws_extension.known_hashes import KnownHashes
 from aws_extension.training_calls import NewTrainJob
@@ -209,9 +209,13 @@ def _concept(client: CloudClient, concept: Mapping[str, Any], tell: _Teller) -> 
         folder = str(made.get(field_name) or "")
         if not folder or folder.startswith("s3://"):
             continue
+        path = Path(folder).expanduser()
+        if field_name == "class_data_dir" and not (path.is_dir() and pictures_in(path)):
+            del made[field_name]  # where the extension would put those that it makes
+            continue
         name = send_folder(
             client,
-            Path(folder).expanduser(),
+            path,
             lambda done, total: tell(
                 "The pictures are being uploaded:", f"{done} / {total}", done / total
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import gradio as gr
 
 from middleware_api.training_fields import LR_SCHEDULERS, ConceptSettings, TrainSettings
 
-CONCEPTS = 3
+# As many as the Dreambooth extension has.
+CONCEPTS = 4
 LORA, FULL = "LoRA", "Full checkpoint"
 NO_DATASET = ""
 # What people take for a small LoRA, rather than the extension's defaults for a full training.
@@ -192,7 +194,8 @@ def read_form(values: Sequence[Any], imported: Mapping[str, Any]) -> Read:
         if name != "concepts_list" and value is not None
     }
     config["use_lora"] = kind == LORA
-    config["lora_unet_rank"] = config["lora_txt_rank"] = int(rank)
+    config["lora_unet_rank"] = int(rank)
+    config.setdefault("lora_txt_rank", int(rank))
     config.update(zip(_RATES[kind], (rate, text_rate)))  # noqa: B905 - both are pairs
     for name, value in zip(_PLAIN, rest):  # noqa: B905 - the concepts follow
         if value is not None:
@@ -213,21 +216,35 @@ def read_form(values: Sequence[Any], imported: Mapping[str, Any]) -> Read:
                     **dict(zip(_OF_CONCEPT, texts)),  # noqa: B905
                 }
             )
+    # A file may hold more than the form does.
+    concepts += [dict(one) for one in others[CONCEPTS:] if isinstance(one, dict)]
     return Read(config, tuple(concepts))
 
 
 def fill(config: Mapping[str, Any]) -> list[Any]:
     """The controls' values of imported settings; what these leave out stays as it is."""
     kind = LORA if config.get("use_lora") else FULL
-    own = {**_DEFAULTS, **{name: value for name, value in config.items() if value is not None}}
+    own = {**_DEFAULTS, **_typed(config, _DEFAULTS)}
     rates = [own[name] for name in _RATES[kind]]
     made = [kind, own["lora_unet_rank"], *rates, *(own[name] for name in _PLAIN)]
     listed = [one for one in config.get("concepts_list") or [] if isinstance(one, dict)]
     for number in range(CONCEPTS):
-        concept = {**_CONCEPT_DEFAULTS, **(listed[number] if number < len(listed) else {})}
+        found = listed[number] if number < len(listed) else {}
+        concept = {**_CONCEPT_DEFAULTS, **_typed(found, _CONCEPT_DEFAULTS)}
         folder = str(concept["instance_data_dir"] or "")
         made += [NO_DATASET, folder, *(concept[name] for name in _OF_CONCEPT)]
     return [gr.update(value=value) for value in made]
+
+
+def _typed(found: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are there, numbers as numbers: some files have them as texts."""
+    made = {name: value for name, value in found.items() if value is not None}
+    for name, value in made.items():
+        default = defaults.get(name)
+        if isinstance(value, str) and isinstance(default, (int, float)):
+            with suppress(ValueError):  # the program says what is wrong with it
+                made[name] = type(default)(float(value))
+    return made
 
 
 def rates_of(kind: str) -> tuple[Any, Any, Any]:

@@ -187,10 +187,13 @@ def test_imported_settings_come_back_out_of_the_form() -> None:
     imported = {
         "use_lora": False,
         "learning_rate": 3e-6,
+        "resolution": "640",
+        "lora_txt_rank": 2,
         "min_snr_gamma": 5.0,
         "noise_scheduler": None,
         "concepts_list": [
-            {"instance_data_dir": "/here", "instance_prompt": "sks", "class_infer_steps": 9}
+            {"instance_data_dir": "/here", "instance_prompt": "sks", "class_infer_steps": 9},
+            *({"instance_data_dir": f"/{number}"} for number in range(4)),
         ],
     }
     values = [update["value"] for update in training_form.fill(imported)]
@@ -198,13 +201,15 @@ def test_imported_settings_come_back_out_of_the_form() -> None:
     read = read_form(values, imported)
     assert (read.config["use_lora"], read.config["learning_rate"]) == (False, 3e-6)
     assert read.config["min_snr_gamma"] == 5.0, "it has no control, and stays"
+    assert (read.config["resolution"], read.config["lora_txt_rank"]) == (640, 2)
     assert "lora_learning_rate" not in read.config
     assert "noise_scheduler" not in read.config
-    (concept,) = read.concepts
+    concept = read.concepts[0]
     assert (concept["instance_data_dir"], concept["class_infer_steps"]) == ("/here", 9)
+    assert read.folders == ["/here", "/0", "/1", "/2", "/3"], "none is lost"
     values[0] = LORA
     first = len(values) - training_form.CONCEPTS * 6
-    values[first : first + 2] = ["dogs", " "]
+    values[first:] = [*["dogs", " "], *values[first + 2 : first + 6], *["", "", "", "", 0, ""] * 3]
     read = read_form(values, {})
     assert read.config["lora_learning_rate"] == 3e-6
     assert read.folders == ["s3:///dataset/dogs"]
@@ -226,7 +231,8 @@ def test_one_click_makes_the_model_and_sends_the_pictures(
     cloud = Cloud()
     client, _ = fake_client(cloud)
     order = TrainOrder(
-        "dog", "local", {"use_lora": True}, ({"instance_data_dir": str(pictures)},),
+        "dog", "local", {"use_lora": True},
+        ({"instance_data_dir": str(pictures), "class_data_dir": str(tmp_path / "made later")},),
         checkpoint_id="c1",
     )  # fmt: skip
     assert run(client, order, tmp_path).of("me") == ()
