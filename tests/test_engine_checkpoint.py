@@ -72,6 +72,18 @@ def test_stable_diffusion_15_is_described_as_in_its_published_config() -> None:
     assert count == 859_520_964 + 83_653_863 + 123_060_480  # UNet, VAE, text encoder
 
 
+def test_sd2_and_sdxl_are_described_as_in_their_published_configs() -> None:
+    assert SD21.unet.config()["attention_head_dim"] == (5, 10, 20, 20)
+    assert XL_BASE.unet.config()["attention_head_dim"] == (5, 10, 20)
+    assert [text.config().num_attention_heads for text in XL_BASE.texts] == [12, 20]
+    for size, unet, texts in (
+        (SD21, 865_910_724, 354_032_640),
+        (XL_BASE, 2_567_463_684, 123_060_480 + 694_659_840),
+    ):
+        count = sum(tensor.numel() for tensor in empty_tensors(size).values())
+        assert count == unet + 83_653_863 + texts
+
+
 def test_all_weights_of_the_file_reach_the_modules(tmp_path: Path) -> None:
     tensors = random_tensors()
     model = load(saved(tmp_path / "tiny.safetensors", tensors))
@@ -109,6 +121,16 @@ def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     ):
         with refused(kind):
             load(saved(tmp_path / "other.safetensors", {tensor: one}))
+
+
+def test_sd_turbo_is_an_sd2_under_other_names(tmp_path: Path) -> None:
+    tensors = {
+        name.replace("cond_stage_model.", "conditioner.embedders.0."): tensor
+        for name, tensor in random_tensors(TINY_2).items()
+    }
+    model = load(saved(tmp_path / "turbo.safetensors", tensors))
+    assert model.family.name == "Stable Diffusion 2.x"
+    assert not model.family.is_xl
 
 
 def test_broken_files_are_refused(tmp_path: Path) -> None:

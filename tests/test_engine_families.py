@@ -9,6 +9,7 @@ import copy
 import json
 import random
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -34,7 +36,7 @@ from middleware_api.container.checkpoint import load_checkpoint
 from middleware_api.container.conditioning import Guidance
 from middleware_api.container.engine import CheckpointFile, Engine, Models, fitted
 from middleware_api.container.errors import BadRequest
-from middleware_api.container.families import SD2
+from middleware_api.container.families import SD2, Layout
 from middleware_api.container.noise import generator_of
 from middleware_api.container.packed import dense
 from middleware_api.container.pictures import to_tensor
@@ -56,10 +58,13 @@ from tests.test_engine import encoded
 
 # What diffusers' schedulers do with numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-INPAINTING = replace(TINY, unet=replace(TINY.unet, in_channels=9))
+INPAINTING, XL_INPAINTING = (
+    replace(size, unet=replace(size.unet, in_channels=9)) for size in (TINY, TINY_XL)
+)
 SIZES = {
     "one": TINY,
     "inpainting": INPAINTING,
+    "xl-inpainting": XL_INPAINTING,
     "two": TINY_2,
     "xl": TINY_XL,
     "refiner": TINY_REFINER,
@@ -113,60 +118,68 @@ def pictures_of(engine: Engine, models: Models, request: GenerationRequest) -> l
     return [np.asarray(each.image, dtype=np.float32) for each in made]
 
 
+@cache
+def tokenizer(pad: str) -> CLIPTokenizer:
+    made = CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, local_files_only=True)
+    made.pad_token, made.model_max_length = pad, 77
+    return made
+
+
+def parts_of(size: Size) -> dict[str, Any]:
+    """The networks of diffusers' pipeline of a family."""
+    names = ["text_encoder", "text_encoder_2"] if size.family.is_xl else ["text_encoder"]
+    texts = {}
+    for name, shape, source in zip(
+        names[-len(size.texts) :], size.texts, size.family.texts, strict=True
+    ):
+        config = shape.config()
+        if size.family is SD2:  # diffusers has SD 2's encoder without the layer that is not read
+            config.num_hidden_layers -= 1
+        config.projection_dim = shape.pooled or config.projection_dim
+        texts[name] = (CLIPTextModelWithProjection if source.is_pooled else CLIPTextModel)(config)
+    return texts | {
+        "unet": UNet2DConditionModel(**dict(size.unet.config()) | {"sample_size": 64}),
+        "vae": AutoencoderKL(**dict(size.vae.config()) | {"scaling_factor": size.family.vae_scale}),
+    }
+
+
 def config_folder(folder: Path, size: Size, kind: type[DiffusionPipeline]) -> Path:
     """What diffusers asks of a folder beside a single file: the sizes, and how to sample."""
-    prediction = "v_prediction" if size is TINY_2 else "epsilon"
+    index: dict[str, Any] = {"_class_name": kind.__name__, "_diffusers_version": "0.30"}
+    if size is TINY_REFINER:
+        index |= {"requires_aesthetics_score": True, "text_encoder": [None, None]}
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         timestep_spacing="linspace",
         steps_offset=1,
-        prediction_type=prediction,
+        prediction_type="v_prediction" if size is TINY_2 else "epsilon",
     )
-    unet = dict(size.unet.config()) | {"sample_size": 64}
-    vae = dict(size.vae.config()) | {"scaling_factor": size.family.vae_scale}
-    parts: dict[str, Any] = {"scheduler": scheduler}
     with torch.device("meta"):
-        parts["unet"] = UNet2DConditionModel(**unet)
-        parts["vae"] = AutoencoderKL(**vae)
-    names = ["text_encoder", "text_encoder_2"]
-    names = names[-len(size.texts) :] if size.family.is_xl else names[:1]
-    for shape, source, name in zip(size.texts, size.family.texts, names, strict=True):
-        config = shape.config()
-        if size.family is SD2:  # diffusers has SD 2's encoder without the layer that is not read
-            config.num_hidden_layers -= 1
-        config.projection_dim = shape.pooled or config.projection_dim
-        of = CLIPTextModelWithProjection if source.is_pooled else CLIPTextModel
-        with torch.device("meta"):
-            parts[name] = of(config)
-        parts[name.replace("text_encoder", "tokenizer")] = name
-    index: dict[str, Any] = {"_class_name": kind.__name__, "_diffusers_version": "0.30"}
-    if size is TINY_REFINER:
-        nothing = [None, None]
-        index |= {"requires_aesthetics_score": True, "text_encoder": nothing, "tokenizer": nothing}
+        parts = parts_of(size) | {"scheduler": scheduler}
     for name, part in parts.items():
-        place = folder / name
-        if name.startswith("tokenizer"):
-            tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER_FOLDER, local_files_only=True)
-            if name == "tokenizer_2" or size.family.texts[0].layout.value == "OpenCLIP":
-                tokenizer.pad_token = "!"  # number 0
-            tokenizer.model_max_length = 77
-            tokenizer.save_pretrained(place)
-            index[name] = ["transformers", "CLIPTokenizer"]
-        elif name.startswith("text_encoder"):
-            part.config.save_pretrained(place)
+        if name.startswith("text_encoder"):
+            part.config.save_pretrained(folder / name)
             index[name] = ["transformers", type(part).__name__]
         else:
-            part.save_config(place)
+            part.save_config(folder / name)
             index[name] = ["diffusers", type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
 def loaded(files: Files, name: str, kind: type[Any], **options: Any) -> Any:
-    """Diffusers' pipeline of a file."""
-    folder = config_folder(files.folder / name, SIZES[name], kind)
+    """Diffusers' pipeline of a file, which it reads by itself."""
+    size = SIZES[name]
+    filler = {Layout.CLIP: "<|endoftext|>", Layout.OPEN_CLIP: "!"}  # the latter is number 0
+    tokenizers = [tokenizer(filler[source.layout]) for source in size.family.texts]
+    if size.family.is_xl:
+        first = tokenizers[0] if len(tokenizers) > 1 else None
+        options |= {"tokenizer": first, "tokenizer_2": tokenizers[-1]}
+    else:
+        options |= {"tokenizer": tokenizers[0]}
+    folder = config_folder(files.folder / name, size, kind)
     return kind.from_single_file(
         str(files.of(name).path), config=str(folder), local_files_only=True, **options
     )
@@ -301,7 +314,14 @@ def test_sdxl_is_told_the_size_and_what_was_cut(
     hires = {"enable_hr": True, "hr_resize_x": 80, "hr_resize_y": 48, "denoising_strength": 0.5}
     with engine.load(Roles(files.of("xl"))) as models:
         told = guidance_of(engine, models, request_of(**hires)).numbers
-    assert told == (80, 80, 0, 0, 80, 80)  # what is then cut off counts, as in the WebUI
+    assert tuple(told.tolist()) == (
+        80,
+        80,
+        0,
+        0,
+        80,
+        80,
+    )  # what is then cut off counts, as in the WebUI
 
 
 def test_a_refiner_goes_on_where_diffusers_hands_over(
@@ -381,20 +401,37 @@ def test_the_first_of_sdxls_encoders_has_a_clip_skip_if_asked(
     assert close(towards.tokens[..., 64:], plain[..., 64:])
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "texts"),
+    [
+        (
+            "inpainting",
+            StableDiffusionInpaintPipeline,
+            {"safety_checker": None},
+            {"Conditional mask weight": "1.0"},
+        ),
+        ("xl-inpainting", StableDiffusionXLInpaintPipeline, {"add_watermarker": False}, {}),
+    ],
+)
 def test_an_inpainting_model_sees_an_empty_picture_where_there_is_none(
-    engine: Engine, files: Files
+    engine: Engine,
+    files: Files,
+    name: str,
+    kind: type[Any],
+    options: dict[str, object],
+    texts: dict[str, str],
 ) -> None:
     request = request_of()
-    inpaint = loaded(files, "inpainting", StableDiffusionInpaintPipeline, safety_checker=None)
-    grey, white = Image.new("RGB", (SIDE, SIDE), (127, 127, 127)), Image.new("L", (SIDE, SIDE), 255)
-    with torch.inference_mode():
-        seen = inpaint.vae.encode(torch.zeros(1, 3, SIDE, SIDE)).latent_dist.mode() * 0.18215
-    with engine.load(Roles(files.of("inpainting"))) as models:
+    pipeline = loaded(files, name, kind, **options)
+    with engine.load(Roles(files.of(name))) as models:
+        scale = models.main.vae_scale
         (ours,) = pictures_of(engine, models, request)
-        texts = engine.text_parameters(models, request)
+        assert engine.text_parameters(models, request) == texts
+    with torch.inference_mode():
+        seen = pipeline.vae.encode(torch.zeros(1, 3, SIDE, SIDE)).latent_dist.mode() * scale
+    grey, white = Image.new("RGB", (SIDE, SIDE), (127, 127, 127)), Image.new("L", (SIDE, SIDE), 255)
     given = {"image": grey, "mask_image": white, "masked_image_latents": seen, "strength": 1.0}
-    assert_same(ours, picture_of(inpaint, request, **given))
-    assert texts == {"Conditional mask weight": "1.0"}
+    assert_same(ours, picture_of(pipeline, request, **given))
 
 
 def test_an_inpainting_model_sees_what_the_mask_leaves(engine: Engine, files: Files) -> None:
@@ -528,51 +565,45 @@ def patched(engine: Engine, files: Files, name: str, tensors: Tensors, **metadat
     return changed, [each.replace(path.stem, "ink") for each in warnings]
 
 
-@pytest.mark.parametrize(
-    ("name", "layer", "shape", "changed"),
-    [
-        (
-            "xl",
-            "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k",
+KNOWN = {  # by kohya's names: the shape, and the layer in diffusers
+    "xl": {
+        "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k": (
             (128, 192),
-            "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k.weight",
+            "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k",
         ),
-        ("xl", "lora_unet_label_emb_0_0", (128, 1664), "unet.add_embedding.linear_1.weight"),
-        (
-            "xl",
-            "lora_te1_text_model_encoder_layers_1_mlp_fc1",
-            (256, 64),
-            "te0.encoder.layers.1.mlp.fc1.weight",
-        ),
-        (
-            "xl",
-            "lora_te2_text_model_encoder_layers_2_self_attn_v_proj",
+        "lora_unet_label_emb_0_0": ((128, 1664), "unet.add_embedding.linear_1"),
+        "lora_te1_text_model_encoder_layers_1_mlp_fc1": ((256, 64), "te0.encoder.layers.1.mlp.fc1"),
+        "lora_te2_text_model_encoder_layers_2_self_attn_v_proj": (
             (128, 128),
-            "te1.encoder.layers.2.self_attn.v_proj.weight",
+            "te1.encoder.layers.2.self_attn.v_proj",
         ),
-        (
-            "two",
-            "lora_te_text_model_encoder_layers_2_self_attn_out_proj",
+    },
+    "two": {
+        "lora_te_text_model_encoder_layers_2_self_attn_out_proj": (
             (64, 64),
-            "te0.encoder.layers.2.self_attn.out_proj.weight",
+            "te0.encoder.layers.2.self_attn.out_proj",
         ),
-        (
-            "two",
-            "lora_unet_down_blocks_0_attentions_0_proj_in",
+        "lora_unet_down_blocks_0_attentions_0_proj_in": (
             (64, 64),
-            "unet.down_blocks.0.attentions.0.proj_in.weight",
+            "unet.down_blocks.0.attentions.0.proj_in",
         ),
-    ],
-)
+    },
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
 def test_loras_reach_the_layers_that_kohyas_names_mean(
-    engine: Engine, files: Files, name: str, layer: str, shape: tuple[int, int], changed: str
+    engine: Engine, files: Files, name: str
 ) -> None:
-    tensors = pair(layer, *shape)
+    tensors: Tensors = {}
+    for layer, (shape, _) in KNOWN[name].items():
+        tensors |= pair(layer, *shape)
     added, warnings = patched(engine, files, name, tensors)
     assert warnings == []
-    assert added.keys() == {changed}
-    up, down = tensors[f"{layer}.lora_up.weight"], tensors[f"{layer}.lora_down.weight"]
-    assert torch.allclose(added[changed], 0.5 * (up @ down), atol=1e-4)
+    assert added.keys() == {f"{changed}.weight" for _, changed in KNOWN[name].values()}
+    for layer, (_, changed) in KNOWN[name].items():
+        up, down = tensors[f"{layer}.lora_up.weight"], tensors[f"{layer}.lora_down.weight"]
+        assert torch.allclose(added[f"{changed}.weight"], 0.5 * (up @ down), atol=1e-4)
 
 
 def test_a_lora_of_another_family_is_named_and_left_out(engine: Engine, files: Files) -> None:

@@ -10,7 +10,7 @@ _OF_THE_ENGINE = (
     *("CLIP_stop_at_last_layers", "sd_vae", "sd_vae_encode_method", "sd_vae_decode_method"),
     *("emphasis", "use_old_emphasis_implementation", "use_old_scheduling"),
     *("comma_padding_backtrack", "pad_cond_uncond", "pad_cond_uncond_v0"),
-    *("sdxl_crop_top", "sdxl_crop_left"),
+    *("sdxl_crop_top", "sdxl_crop_left", "sdxl_clip_l_skip"),
     *("sdxl_refiner_low_aesthetic_score", "sdxl_refiner_high_aesthetic_score"),
     *("hires_fix_refiner_pass", "hires_fix_use_firstpass_conds", "refiner_switch_by_sample_steps"),
     *("img2img_extra_noise", "img2img_fix_steps", "inpainting_mask_weight", "overlay_inpaint"),

@@ -78,14 +78,14 @@ class Guidance:
     """Towards each subprompt by its weight, away from the negative prompt.
 
     `filler` is an empty chunk, to make the shorter side as long as the other; None leaves both as
-    they are. `numbers` are told beside the subprompts, `away_numbers` beside the negative prompt.
+    they are. `numbers` are told beside each subprompt, `away_numbers` beside the negative prompt.
     """
 
     towards: tuple[tuple[Conditioning, float], ...]
     away: Conditioning
     filler: Tensor | None = None
-    numbers: tuple[float, ...] = ()
-    away_numbers: tuple[float, ...] = ()
+    numbers: Tensor | None = None
+    away_numbers: Tensor | None = None
     _made: dict[tuple[int, ...], tuple[Texts, Texts]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -112,7 +112,7 @@ class Guidance:
         # First as long as each other, then as long as the negative prompt.
         padded = [Reading(tokens) for tokens in side.tokens]
         length = max(length, len(away.tokens))
-        longer = _side(padded, length, self.filler, ())
+        longer = _side(padded, length, self.filler, None)
         return (
             Texts(longer.tokens, side.beside),
             _side([away], length, self.filler, self.away_numbers),
@@ -142,15 +142,14 @@ def conditioning_of(text: str, clock: Clock, encode: Encode) -> Conditioning:
 
 
 def _side(
-    readings: Sequence[Reading], length: int, filler: Tensor | None, numbers: tuple[float, ...]
+    readings: Sequence[Reading], length: int, filler: Tensor | None, numbers: Tensor | None
 ) -> Texts:
     """All of one length: without a filler the last token goes on."""
     tokens = torch.stack([_lengthened(each.tokens, length, filler) for each in readings])
     pooled = [each.pooled for each in readings if each.pooled is not None]
-    if not pooled:
+    if numbers is None:
         return Texts(tokens)
-    told = torch.tensor([numbers] * len(pooled), device=tokens.device)
-    return Texts(tokens, (torch.stack(pooled), told))
+    return Texts(tokens, (torch.stack(pooled), numbers.expand(len(pooled), -1)))
 
 
 def _lengthened(state: Tensor, length: int, filler: Tensor | None) -> Tensor:

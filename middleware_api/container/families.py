@@ -103,7 +103,10 @@ SDXL_REFINER = Family(
     0.13025,
     numbers=5,
 )
-FAMILIES = (SD1, SD2, SDXL, SDXL_REFINER)
+# SD Turbo, which is 2.1 under other names.
+_SD2_TURBO = Family(
+    SD2.name, (TextSource("conditioner.embedders.0.model.", Layout.OPEN_CLIP),), SD2.vae_scale
+)
 NAMES = "Stable Diffusion 1.x, 2.x and XL"
 
 # First match wins: a substring that only that kind of file has in its tensor names.
@@ -124,6 +127,8 @@ _OTHERS = (
     ("down_blocks.", "one part of a diffusers folder"),
 )
 
+_TOLD_BESIDE = ".label_emb."  # which every UNet of SDXL's kind has
+
 
 def other_kind_of(names: Collection[str]) -> str | None:
     """What a file is, with its article, when it is known and none of the families."""
@@ -132,8 +137,8 @@ def other_kind_of(names: Collection[str]) -> str | None:
 
 def family_of(names: Collection[str]) -> Family:
     """By the text encoders; SD 1.x where there are none."""
-    # SDXL first: it has a first embedder too.
-    for family in (SDXL, SDXL_REFINER, SD2):
+    refiner = SDXL_REFINER if any(_TOLD_BESIDE in name for name in names) else _SD2_TURBO
+    for family in (SDXL, refiner, SD2):
         if any(name.startswith(family.texts[-1].prefix) for name in names):
             return family
     return SD1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.conditioning import (
@@ -147,12 +148,13 @@ def _silent(conditioning: Conditioning) -> Conditioning:
     return Conditioning(conditioning.until, tuple(map(silent, conditioning.states)))
 
 
-def _told(model: StableDiffusion, ask: Ask, score: float) -> tuple[float, ...]:
+def _told(model: StableDiffusion, ask: Ask, score: float) -> Tensor | None:
     """The numbers beside a text: the size that the picture has had, where it was cut, and the size
     that it is to have or, for a refiner, the score."""
     if not model.family.is_xl:
-        return ()
+        return None
     width, height = ask.size
     size = (float(height), float(width))
     end = (score,) if model.family is SDXL_REFINER else size
-    return (*size, *map(float, ask.settings.telling.crop), *end)
+    told = (*size, *map(float, ask.settings.telling.crop), *end)
+    return torch.tensor(told, device=model.text_encoders[0].module.device)
