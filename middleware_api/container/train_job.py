@@ -71,7 +71,7 @@ class TrainRun:
         base = self._base(order["model_prefix"])
         with self._storage.weights(base, lambda count: self._stop_if_asked()) as path:
             self._reporter.phase("loading model")
-            training = self._prepare(request, order, path, began)
+            training = self.prepare(request, order, path, began)
             training.loop.run()
             if not training.loop.step:
                 raise StopAsked
@@ -93,9 +93,10 @@ class TrainRun:
             sha256="",
         )
 
-    def _prepare(
+    def prepare(
         self, request: TrainRequest, order: TrainOrder, path: Path, began: float
-    ) -> _Training:
+    ) -> Training:
+        """All that comes before the first step; `path` is the working model."""
         settings = request.settings
         precision = self._precision(settings)
         name, sha256 = _source_of(path)
@@ -105,7 +106,8 @@ class TrainRun:
         if model.family is SDXL_REFINER or model.is_inpainting:
             kind = "an inpainting model" if model.is_inpainting else f"a {model.family.name}"
             raise BadRequest(f"{name} is {kind}, which cannot be trained. Choose its base model.")
-        model.vae.float()
+        # Never trained; a layout that convolutions are quicker in.
+        model.vae.to(torch.float32, memory_format=torch.channels_last)
         store = LatentStore(model.vae, self._device, model.vae_scale, caches=settings.cache_latents)
         data = TrainData(
             request,
@@ -141,7 +143,7 @@ class TrainRun:
             export,
             self._clock,
         )
-        training = _Training(loop, data, name, sha256, precision)
+        training = Training(loop, data, name, sha256, precision)
         return training
 
     def _precision(self, settings: TrainSettings) -> Precision:
@@ -175,7 +177,7 @@ class TrainRun:
 
     def _finish(
         self,
-        training: _Training,
+        training: Training,
         settings: TrainSettings,
         job_id: str,
         base: Path,
@@ -195,7 +197,7 @@ class TrainRun:
 
     def _export(
         self,
-        training: _Training,
+        training: Training,
         settings: TrainSettings,
         job_id: str,
         base: Path,
@@ -215,7 +217,7 @@ class TrainRun:
 
 
 @dataclass(frozen=True)
-class _Training:
+class Training:
     """A training that is ready to run; `base_name` and `base_sha256` tell what it begins with."""
 
     loop: Loop

@@ -117,7 +117,7 @@ class Loop:
         picture_steps = self._steps_of(self.settings.save_preview_every)
         saved_at = self.clock()
         while self.step < self.plan.steps and not self.is_stopping():
-            loss = self._train_step()
+            loss = self.train_step()
             self.step += 1
             rate = self.learning.optimizer.param_groups[0]["lr"]
             self.reporter.step(self.step, self.plan.steps, loss, rate)
@@ -144,8 +144,8 @@ class Loop:
     def _steps_of(self, epochs: int) -> int:
         return self.plan.steps_of(epochs) if epochs else 0
 
-    def _train_step(self) -> float:
-        """The loss; raises TrainingFailed when it is no number."""
+    def train_step(self) -> float:
+        """One step's loss; raises TrainingFailed when it is no number."""
         for group, (rate, share) in zip(
             self.learning.optimizer.param_groups, self._rates, strict=True
         ):

@@ -30,7 +30,7 @@ def make_optimizer(
     if not name:
         name = "8bit AdamW" if has_bitsandbytes else PLAIN
     if name == PLAIN:
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
     if name == "Adafactor":
         from transformers import Adafactor  # only where it is asked for
 
@@ -41,11 +41,11 @@ def make_optimizer(
     if name not in _BITSANDBYTES:
         known = ", ".join((PLAIN, "Adafactor", *_BITSANDBYTES))
         warn(f"Optimizer {name!r} is not there: {PLAIN} was used. Others that are: {known}.")
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
     if not has_bitsandbytes:
         why = "needs a GPU" if device.type != "cuda" else "needs the package bitsandbytes"
         warn(f"Optimizer {name!r} {why}: {PLAIN} was used, which learns the same.")
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
     kind = getattr(importlib.import_module("bitsandbytes").optim, _BITSANDBYTES[name])
     eight_bit: torch.optim.Optimizer = kind(groups)
     return eight_bit
