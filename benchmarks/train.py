@@ -3,9 +3,9 @@
 The peer is the loop of diffusers' example `train_dreambooth_lora.py` (0.41) written down for one
 process: pictures are encoded at every step, captions too. Both train LoRAs of one shape in copies
 of one model, on the same pictures, captions and batch, and take turns, so that what else the
-machine does meets both. Counted is the process's own processor time. The bars: with nothing cached at least
-as many steps a second as the peer; with latents and captions cached at least 1.5 times as many; and
-no more memory at its peak, each measured in a process of its own.
+machine does meets both. Counted is the process's own processor time. The bars: with nothing cached
+at least as many steps a second as the peer; with latents and captions cached at least 1.5 times as
+many; and no more memory at its peak, each measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from transformers import CLIPTokenizer
 from middleware_api import contract
 from middleware_api.container import train_lora
 from middleware_api.container.checkpoint import load_checkpoint
+from middleware_api.container.lean_attention import make_trainable
+from middleware_api.container.packed import unpack
 from middleware_api.container.prompts import TOKENIZER_FOLDER
 from middleware_api.container.storage import FolderStorage
 from middleware_api.container.train_job import TrainRun
@@ -81,6 +83,8 @@ def peer(setting: Setting, checkpoint: Path) -> Step:
     (encoder,) = model.text_encoders
     for module in model.modules:
         module.requires_grad_(False)
+        unpack(module)
+    make_trainable(model.unet)
     train_lora.add_to_unet(model.unet, LoraShape(RANK, RANK), extended=False)
     if setting.text:
         train_lora.add_to_text_encoder(encoder.module, LoraShape(RANK, RANK))

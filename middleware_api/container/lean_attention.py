@@ -68,3 +68,12 @@ def _is_plain(layer: Attention) -> bool:
         and layer.rescale_output_factor == 1.0
         and layer.added_kv_proj_dim is None
     )
+
+
+def make_trainable(unet: nn.Module) -> None:
+    """Undoes `make_lean`: what is trained makes something else of a text at each step."""
+    layer: Any
+    for layer in unet.modules():
+        if isinstance(layer, LeanAttention):
+            layer.__class__ = Attention
+            del layer._of_text

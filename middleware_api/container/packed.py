@@ -57,3 +57,14 @@ def pack(module: nn.Module) -> None:
             and layer.weight.dtype is torch.float32
         ):
             layer.__class__ = PackedConv2d
+
+
+def unpack(module: nn.Module) -> None:
+    """Undoes `pack`: nothing learns through packed convolutions."""
+    layer: Any
+    for layer in module.modules():
+        if isinstance(layer, PackedConv2d):
+            # A copy: what was packed while pictures were made knows no gradients.
+            weight = dense(layer.weight.detach()).clone()
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layer.__class__ = nn.Conv2d

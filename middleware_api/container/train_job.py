@@ -106,8 +106,7 @@ class TrainRun:
         if model.family is SDXL_REFINER or model.is_inpainting:
             kind = "an inpainting model" if model.is_inpainting else f"a {model.family.name}"
             raise BadRequest(f"{name} is {kind}, which cannot be trained. Choose its base model.")
-        # Never trained; a layout that convolutions are quicker in.
-        model.vae.to(torch.float32, memory_format=torch.channels_last)
+        model.vae.float()
         store = LatentStore(model.vae, self._device, model.vae_scale, caches=settings.cache_latents)
         data = TrainData(
             request,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from middleware_api.container import train_lora
 from middleware_api.container.checkpoint import StableDiffusion
 from middleware_api.container.errors import BadRequest
+from middleware_api.container.lean_attention import make_trainable
+from middleware_api.container.packed import unpack
 from middleware_api.container.text_encoders import TextEncoder
 from middleware_api.container.train_lora import LoraShape
 from middleware_api.training_fields import TrainSettings
@@ -40,6 +42,8 @@ class Trainee:
 
     def __init__(self, model: StableDiffusion, settings: TrainSettings) -> None:
         self.model, self._settings = model, settings
+        unpack(model.unet)
+        make_trainable(model.unet)
         for module in model.modules:
             module.requires_grad_(False)
         trains_text = settings.stop_text_encoder > 0
