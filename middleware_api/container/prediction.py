@@ -43,7 +43,7 @@ def prediction_of(
     told = metadata.get(_SPECIFICATION, "").strip().casefold()
     if told:
         return Prediction.VELOCITY if told.startswith("v") else Prediction.NOISE
-    if family is SD2 and _answers_with_velocity(unet, shape):
+    if family.name == SD2.name and _answers_with_velocity(unet, shape):
         return Prediction.VELOCITY
     return Prediction.NOISE
 

@@ -63,7 +63,7 @@ def kind_of(model: StableDiffusion) -> Kind:
     prediction = model.prediction.value
     if model.family is SDXL:
         return Kind("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", prediction)
-    if model.family is SD2:
+    if model.family.name == SD2.name:
         size = "768-v" if velocity else "512"
         return Kind(f"sd_v2_{size.replace('-', '_')}", f"stable-diffusion-v2-{size}", prediction)
     return Kind("sd_v1", "stable-diffusion-v1", prediction)
