@@ -52,6 +52,7 @@ _WORDS = {
     CheckpointType.CONTROLNET: "ControlNet model",
     CheckpointType.VAE: "VAE",
     CheckpointType.ESRGAN: "upscaler",
+    CheckpointType.DEEPDANBOORU: "DeepDanbooru model",
 }
 
 

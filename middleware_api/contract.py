@@ -78,6 +78,7 @@ class CheckpointType(str, Enum):
     VAE = "VAE"
     # Added by us to those of the API's original document; named as the WebUI's folder.
     ESRGAN = "ESRGAN"  # upscalers that are models, also of other families
+    DEEPDANBOORU = "torch_deepdanbooru"  # describes pictures by tags
 
 
 class ModelState(str, Enum):
@@ -267,6 +268,8 @@ INSTANCE_COUNT_MAX = 6
 DATASET_FILES_MAX = 1000
 CONTROL_UNITS_MAX = 10
 EXTRAS_MAX = 100
+# What interrogate's `model` calls the describing by tags.
+INTERROGATE_BY_TAGS = ("deepdanbooru", "deepbooru")
 # The one that samples, the refiner, and the one of the second pass (hires fix).
 STABLE_DIFFUSION_MAX = 3
 

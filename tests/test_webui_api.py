@@ -53,7 +53,7 @@ def app(world: World, gateway: Gateway | None = None) -> TestClient:
     return TestClient(made, headers={"x-api-key": ADMIN_TOKEN})
 
 
-def draw(world: World, pictures: int = 1) -> None:
+def draw(world: World, pictures: int = 1, info: str = '{"a": 1}') -> None:
     """From now on instances make pictures at once."""
 
     def make(job_id: str) -> None:
@@ -61,7 +61,7 @@ def draw(world: World, pictures: int = 1) -> None:
         for key in keys:
             world.objects.write(key, f"picture {key[-5]}".encode())
         result = InvocationResult(
-            job_id=job_id, status="succeed", images=keys, parameters={"steps": 2}, info='{"a": 1}'
+            job_id=job_id, status="succeed", images=keys, parameters={"steps": 2}, info=info
         )
         world.events.invocation_finished(InvocationFinished(job_id, result=result))
 
@@ -440,6 +440,17 @@ def test_extras_need_no_checkpoint(world: World, client: TestClient) -> None:
     assert base64.b64decode(answer["image"]) == b"picture 0"
     assert used(world) == {}
     assert (sent(world)["upscaler_1"], sent(world)["upscaling_resize"]) == ("Lanczos", 2)
+
+
+def test_a_picture_is_described_by_the_newest_model(world: World, client: TestClient) -> None:
+    for name in ("old.safetensors", "new.safetensors"):
+        world.checkpoint(name, CheckpointType.DEEPDANBOORU)
+        world.now += 1
+    draw(world, info='{"caption": "1girl, solo"}')
+    answer = ask(client, "/sdapi/v1/interrogate", image="aGk=", model="deepbooru")
+    assert answer == {"caption": "1girl, solo"}
+    assert used(world) == {"torch_deepdanbooru": ["new.safetensors"]}
+    assert sent(world)["model"] == "deepbooru"
 
 
 def test_upscalers_that_are_models_go_along(world: World, client: TestClient) -> None:

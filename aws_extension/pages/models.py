@@ -30,6 +30,7 @@ _TYPES = {
     CheckpointType.HYPERNETWORKS: "Hypernetworks",
     CheckpointType.CONTROLNET: "ControlNet models",
     CheckpointType.ESRGAN: "Upscalers",
+    CheckpointType.DEEPDANBOORU: "DeepDanbooru models",
 }
 _UPLOADING: dict[UploadState, str] = {
     UploadState.WAITING: "Waiting for its turn",

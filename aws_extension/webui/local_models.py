@@ -127,6 +127,12 @@ def _upscalers() -> Iterator[LocalFile]:
             yield from _file(CheckpointType.ESRGAN, path, (upscaler.name,))
 
 
+def _taggers() -> Iterator[LocalFile]:
+    folder = os.path.join(paths.models_path, CheckpointType.DEEPDANBOORU.value)
+    for path in _walk(folder, (".pt", ".safetensors")):
+        yield from _file(CheckpointType.DEEPDANBOORU, path, ())
+
+
 def _walk(folder: str | None, extensions: tuple[str, ...]) -> Iterator[str]:
     for parent, _, names in os.walk(folder or "", followlinks=True):
         for name in sorted(names):
@@ -142,4 +148,5 @@ _LISTS: dict[CheckpointType, Callable[[], Iterator[LocalFile]]] = {
     CheckpointType.EMBEDDINGS: _embeddings,
     CheckpointType.CONTROLNET: _controlnet_models,
     CheckpointType.ESRGAN: _upscalers,
+    CheckpointType.DEEPDANBOORU: _taggers,
 }

@@ -50,7 +50,7 @@ JobId = Annotated[str, Query(alias="jobID")]
 _AVAILABLE = frozenset(
     {
         *(TaskType.TXT2IMG, TaskType.IMG2IMG),
-        *(TaskType.EXTRA_SINGLE_IMAGE, TaskType.EXTRA_BATCH_IMAGES),
+        *(TaskType.EXTRA_SINGLE_IMAGE, TaskType.EXTRA_BATCH_IMAGES, TaskType.INTERROGATE),
     }
 )
 

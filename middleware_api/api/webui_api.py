@@ -23,7 +23,9 @@ from middleware_api.api.webui_wire import (
     ExtrasFields,
     ExtrasInfo,
     Img2ImgBody,
+    InterrogateAnswer,
     InterrogateBody,
+    InterrogateInfo,
     LatentUpscaleMode,
     MemoryAnswer,
     OptionsAnswer,
@@ -47,7 +49,7 @@ from middleware_api.api.webui_wire import (
     picture_request,
     unknown_options,
 )
-from middleware_api.contract import CheckpointType, Scope, TaskType
+from middleware_api.contract import INTERROGATE_BY_TAGS, CheckpointType, Scope, TaskType
 from middleware_api.errors import Conflict, InvalidRequest, NotAvailable
 from middleware_api.records import InferenceJob
 from middleware_api.services.access import Principal
@@ -154,13 +156,29 @@ def webui_router(
         words, images = await enlarged(caller, request, task, body, idempotency_key)
         return ExtrasBatchAnswer(html_info=words, images=images)
 
-    @router.post("/interrogate", **needs(Scope.INFER, 501))
-    async def webui_interrogate(_body: InterrogateBody) -> None:
-        """Not available in this version."""
-        raise NotAvailable(
-            "Describing pictures (CLIP, DeepDanbooru) is not available in this version: the "
-            "container has no model for it. Use a WebUI of your own for that."
+    @router.post("/interrogate", **waits)
+    async def webui_interrogate(
+        caller: JobCaller,
+        request: Request,
+        body: InterrogateBody,
+        idempotency_key: IdempotencyKey = None,
+    ) -> InterrogateAnswer:
+        """What is on a picture, as tags; answers when they are found."""
+        if body.model.casefold() not in INTERROGATE_BY_TAGS:
+            raise NotAvailable(
+                f"Pictures are described by DeepDanbooru's tags alone, not by '{body.model}'. Set "
+                f"model to {INTERROGATE_BY_TAGS[0]}, or use a WebUI of your own."
+            )
+        document = body.model_dump(mode="json", exclude_unset=True)
+        endpoint_name = body.sagemaker_endpoint_name
+        job = await to_thread.run_sync(
+            service.submit_interrogation, caller, document, endpoint_name, idempotency_key
         )
+        info = (await finished(caller, request, job)).info
+        caption = InterrogateInfo.model_validate_json(info).caption
+        if caption is None:
+            raise Conflict(f"Job '{job.id}' was cancelled before it found a tag.", "interrupted")
+        return InterrogateAnswer(caption=caption)
 
     @router.get("/progress", **needs(Scope.INFER))
     async def webui_progress(caller: JobCaller, skip_current_image: bool = False) -> ProgressAnswer:

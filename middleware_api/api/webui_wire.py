@@ -131,10 +131,13 @@ class PictureInfoBody(BaseModel):
 
 
 class InterrogateBody(BaseModel):
-    """A picture to describe."""
+    """A picture to describe; `override_settings` may have those of the WebUI for DeepDanbooru."""
+
+    model_config = ConfigDict(extra="allow")
 
     image: str = ""
     model: Wording = "clip"
+    sagemaker_endpoint_name: Name | None = None
 
 
 class OptionsBody(BaseModel):
@@ -168,6 +171,18 @@ class ExtrasBatchAnswer(Answer):
 
     html_info: str
     images: list[str]
+
+
+class InterrogateInfo(BaseModel):
+    """What the engine's `info` has of a description; a cancelled job's has none."""
+
+    caption: str | None = None
+
+
+class InterrogateAnswer(Answer):
+    """The picture's tags, with commas between."""
+
+    caption: str
 
 
 class PictureInfoAnswer(Answer):

@@ -45,6 +45,7 @@ from middleware_api.container.sampling import Pass, Start
 from middleware_api.container.sampling_settings import SamplingSettings
 from middleware_api.container.schedules import Plan, levels_of
 from middleware_api.container.storage import sha256_of
+from middleware_api.container.tagger import Tagger, load_tagger
 from middleware_api.container.tiling import seamless
 from middleware_api.container.together import check_enlarging, check_together
 from middleware_api.container.upscaler_models import ModelUpscaler, UpscalerModel, load_upscaler
@@ -63,6 +64,7 @@ PREVIEW_LATENTS = 16
 # beside them.
 _VAE_SHARE = 8
 _UPSCALERS_SHARE = 8
+_TAGGERS_SHARE = 8
 _NETWORKS_SHARE = 4
 _CONTROLNETS_SHARE = 2
 
@@ -129,6 +131,9 @@ class Engine:
         )
         self._upscalers: ModelCache[UpscalerModel] = ModelCache(
             cache_bytes // _UPSCALERS_SHARE, lambda m: m.n_bytes
+        )
+        self._taggers: ModelCache[Tagger] = ModelCache(
+            cache_bytes // _TAGGERS_SHARE, lambda m: m.n_bytes
         )
         self._networks: ModelCache[Lora | Embedding | Hypernetwork] = ModelCache(
             cache_bytes // _NETWORKS_SHARE, lambda m: m.n_bytes
@@ -206,6 +211,17 @@ class Engine:
         key = file.sha256 or file.key
         with self._upscalers.use(key, self._expected(file), read) as model:
             yield model
+
+    @contextmanager
+    def tagger(self, file: CheckpointFile) -> Iterator[Tagger]:
+        """Lends what describes pictures; raises CheckpointUnreadable."""
+
+        def read() -> Tagger:
+            return load_tagger(file.path, file.name, self._device)
+
+        key = file.sha256 or file.key
+        with self._taggers.use(key, self._expected(file), read) as tagger:
+            yield tagger
 
     def _network(
         self, file: CheckpointFile, read: Callable[[CheckpointFile], _Network]

@@ -9,6 +9,7 @@ from middleware_api.container.convert import convert
 from middleware_api.container.engine import Engine
 from middleware_api.container.extras import upscale
 from middleware_api.container.generation import generate
+from middleware_api.container.interrogate import interrogate
 from middleware_api.container.job import Task
 from middleware_api.container.merge import merge
 from middleware_api.container.prefetch import prefetch
@@ -25,4 +26,5 @@ def tasks_of(engine: Engine) -> Mapping[str, Task]:
         TaskType.PREFETCH.value: partial(prefetch, engine),
         TaskType.EXTRA_SINGLE_IMAGE.value: partial(upscale, engine),
         TaskType.EXTRA_BATCH_IMAGES.value: partial(upscale, engine),
+        TaskType.INTERROGATE.value: partial(interrogate, engine),
     }

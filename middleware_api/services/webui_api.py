@@ -144,6 +144,28 @@ class WebUiService:
             idempotency_key,
         )
 
+    def submit_interrogation(
+        self,
+        caller: Principal,
+        body: dict[str, object],
+        endpoint_name: str | None,
+        idempotency_key: str | None,
+    ) -> InferenceJob:
+        """Queue the describing of a picture by tags, with the model that became Active last.
+
+        Raises NotFound when there is none.
+        """
+        kind = CheckpointType.DEEPDANBOORU
+        model = self.models.newest(kind)
+        if model is None:
+            raise NotFound(
+                f"There is no Active {kind.value} model. Upload model-resnet_custom_v3.pt of "
+                f"TorchDeepDanbooru as {kind.value} first.",
+                "checkpoint_not_found",
+            )
+        request = InferenceRequest(TaskType.INTERROGATE, {kind: [model.name]}, endpoint_name, body)
+        return self._inference.submit(caller, request, idempotency_key)
+
     def finished(self, job: InferenceJob, most_bytes: int | None) -> Finished:
         """What a job has come to, with the pictures made before it was interrupted.
 

@@ -58,7 +58,7 @@ NAMES = {
     "txt2img", "img2img", "extra-single-image", "extra-batch-images", "interrogate", "convert",
     "Stable-diffusion", "embeddings", "Lora", "hypernetworks", "ControlNet", "VAE", "LoRA",
     "diffusers", "webui", "http://127.0.0.1:7860",
-    "ESRGAN",
+    "ESRGAN", "torch_deepdanbooru",
     "http://127.0.0.1:8210", "/path/to/model.safetensors", "https://…/model.safetensors",
 }  # fmt: skip
 
