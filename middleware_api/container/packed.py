@@ -67,4 +67,4 @@ def unpack(module: nn.Module) -> None:
             # A copy: what was packed while pictures were made knows no gradients.
             weight = dense(layer.weight.detach()).clone()
             layer.weight = nn.Parameter(weight, requires_grad=False)
-            layer.__class__ = nn.Conv2d
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # its parent
