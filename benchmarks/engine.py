@@ -11,7 +11,7 @@ checkpoint loaded. The bars, of time a picture, medians of the rounds' ratios:
     a job : the WebUI's             at most 0.9
     a job without its sampling      at most 120 ms
 
-`--threads` is torch's, on all sides but the WebUI's.
+`--threads` is torch's against diffusers; a worker that is alone has all cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import random
 import statistics
 import sys
@@ -161,6 +162,7 @@ def tell(what: str, found: list[tuple[float, float]], bar: float) -> bool:
 def jobs(rounds: int, webui: str | None) -> bool:
     """Whole jobs of one warm worker; the engine alone makes each picture in between."""
     alone = Ours(CHECKPOINT)
+    torch.set_num_threads(os.cpu_count() or 1)  # as the server gives them to its only worker
     with (
         tempfile.TemporaryDirectory() as folder,
         program("middleware_api", "serve", "--port=0", SDAWS_DATA_DIR=folder,

@@ -57,8 +57,9 @@ def write_random(path: Path, seed: int) -> None:
         ]
     unet, vae, text = (module.state_dict() for module in modules)
     tensors = full_checkpoint(unet, vae, text)
+    # Small enough for pictures that are made with them to stay finite.
     save_file(
-        {name: torch.randn(meta.shape, dtype=torch.half) for name, meta in tensors.items()}, path
+        {name: torch.randn(meta.shape).mul_(0.02).half() for name, meta in tensors.items()}, path
     )
 
 
