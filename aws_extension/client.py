@@ -51,6 +51,9 @@ LOST_PATIENCE_SECONDS = 120.0
 # How long a cancelled job may take to say so.
 CANCEL_PATIENCE_SECONDS = 30.0
 CANCEL_CHECK_SECONDS = 0.1
+# How long a job may have ended before it is noticed: a share of the time that it has taken.
+POLL_SECONDS, POLL_SHARE, POLL_SECONDS_MOST = 0.1, 0.15, 1.0
+QUEUED_POLL_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,7 @@ class CloudClient(CheckpointCalls):
         """
         job: InferenceJob | None = None
         lost_since = cancelled_at = None
-        interval = 0.25
+        began = self._clock()
         while True:
             try:
                 job = self.get_job(job_id)
@@ -380,12 +383,12 @@ class CloudClient(CheckpointCalls):
                     f"Job {job_id[:8]} was told to stop but has not said that it did. Look at "
                     "the Jobs page, and cancel it there if it still runs."
                 )
+            # Brisk for short jobs, gentle to the server in a long queue.
+            longest = QUEUED_POLL_SECONDS if job.queue_position else POLL_SECONDS_MOST
+            interval = min(longest, max(POLL_SECONDS, POLL_SHARE * (now - began)))
             if self._pause(interval, should_cancel, cancelled_at is not None):
                 self.cancel_job(job_id)
                 cancelled_at = self._clock()
-            # Brisk for short jobs, gentle to the server in a long queue.
-            longest = 3.0 if job.queue_position else 1.0
-            interval = min(longest, interval * 1.3)
 
     def _pause(self, seconds: float, should_cancel: Callable[[], bool], cancelled: bool) -> bool:
         """Wait for the next poll; True as soon as the user wants to cancel."""

@@ -13,8 +13,9 @@ from middleware_api.contract import INFERENCE_FINAL
 from middleware_api.errors import StillRunning, Unavailable
 from middleware_api.records import InferenceJob
 
-# A quick job's caller shall not wait for us; a slow one's shall not keep us busy.
-_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS, _SLOWER = 0.1, 1.0, 1.3
+# A quick job's caller shall not wait for us; a slow one's shall not keep us busy. So what a caller
+# may wait for nothing is a share of what the job has taken.
+_LEAST_SECONDS, _MOST_SECONDS, _SHARE = 0.02, 1.0, 0.08
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ async def ended(
     ClientDisconnect when the caller has hung up; the job goes on after each of them.
     """
     began = time.monotonic()
-    delay = _FIRST_LOOK_SECONDS
     while job.state not in INFERENCE_FINAL:
-        if gateway is not None and time.monotonic() - began + delay > gateway.seconds:
+        waited = time.monotonic() - began
+        delay = min(max(_LEAST_SECONDS, waited * _SHARE), _MOST_SECONDS)
+        if gateway is not None and waited + delay > gateway.seconds:
             raise StillRunning(_still_running(job, gateway.seconds))
         if stopping is not None and stopping():
             raise Unavailable(f"The server is being stopped. {_how_to_fetch(job)}")
         if await has_hung_up():
             raise ClientDisconnect
         await sleep(delay)
-        delay = min(delay * _SLOWER, _LAST_LOOK_SECONDS)
         job = await to_thread.run_sync(look)
     return job
 
