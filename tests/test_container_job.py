@@ -575,6 +575,26 @@ def test_progress_is_written_with_a_preview_at_most_twice_a_second(storage: Watc
     assert storage.progress()["has_preview"] is True
 
 
+def test_a_slow_preview_is_followed_by_a_pause(storage: Watched) -> None:
+    now = 0.0
+
+    def draw(clean: torch.Tensor) -> bytes:
+        nonlocal now
+        now += 2.0
+        return b"jpeg %d" % int(clean)
+
+    reporter = ProgressReporter(storage, JOB, clock=lambda: now)
+    reporter.draw = draw
+    previews = []
+    for done, at in enumerate((0.0, 10.0, 19.9, 20.1)):
+        now = at
+        reporter._write("sampling", Step(done, 4, torch.tensor(done)))
+        previews.append(storage.read(contract.preview_key(JOB)))
+    reporter.close()
+    assert previews == [b"jpeg 0", b"jpeg 0", b"jpeg 0", b"jpeg 3"]
+    assert storage.progress()["step"] == 3
+
+
 def test_a_preview_that_fails_does_not_fail_the_job(storage: Watched) -> None:
     def draw(clean: torch.Tensor) -> bytes:
         raise RuntimeError("out of memory")
