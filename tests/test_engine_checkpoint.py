@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
+from transformers import CLIPTextModel
 
-from middleware_api.container.checkpoint import StableDiffusion, load_checkpoint
+from middleware_api.container.checkpoint import StableDiffusion, _to_unet, load_checkpoint
 from middleware_api.container.checkpoint_shapes import text_of, unet_shape_of, vae_shape_of
 from middleware_api.container.errors import CheckpointUnreadable
 from middleware_api.container.families import family_of
 from middleware_api.container.model_cache import ModelCache
+from middleware_api.container.text_encoders import text_tensors
 from tests.engine_checkpoints import (
     SD15,
     SD21,
@@ -82,6 +85,18 @@ def test_sd2_and_sdxl_are_described_as_in_their_published_configs() -> None:
     ):
         count = sum(tensor.numel() for tensor in empty_tensors(size).values())
         assert count == unet + 83_653_863 + texts
+
+
+@pytest.mark.parametrize("size", [SD21, XL_BASE, XL_REFINER], ids=["2.1", "XL", "XL refiner"])
+def test_every_tensor_of_a_full_size_file_has_a_place(size: Size) -> None:
+    """Names of many levels and layers, on the meta device."""
+    tensors = empty_tensors(size)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**size.unet.config())
+        encoders = [CLIPTextModel(shape.config()) for shape in size.texts]
+    assert _to_unet(tensors, size.unet.config()).keys() == unet.state_dict().keys()
+    for source, encoder in zip(size.family.texts, encoders, strict=True):
+        assert text_tensors(tensors, source).keys() - {"text_projection"} == {*encoder.state_dict()}
 
 
 def test_all_weights_of_the_file_reach_the_modules(tmp_path: Path) -> None:
