@@ -31,6 +31,10 @@ class Hung(EngineFailed):
     """It has taken work, and answers nothing any more."""
 
 
+class NoSuchRoute(EngineFailed):
+    """It answers, and has nothing there."""
+
+
 class WebUiClient:
     """One WebUI. `credentials` are those of its `--api-auth`, "" without one.
 
@@ -152,7 +156,7 @@ class WebUiClient:
                 "--api-auth into SDAWS_WEBUI_AUTH, as user:password."
             )
         if status == 404 and reason == "Not Found":
-            raise EngineFailed(
+            raise NoSuchRoute(
                 f"The WebUI at {self.url} has no {path}. Start it with --api; it must be 1.10.1 "
                 "or as good, with the extension that this belongs to."
             )

@@ -12,14 +12,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from middleware_api.container.errors import (
-    BadRequest,
     ContainerError,
     EngineDown,
     EngineFailed,
 )
 from middleware_api.container.job import Job
 from middleware_api.container.kept_process import KeptProcess
-from middleware_api.container.webui.client import Hung, WebUiClient
+from middleware_api.container.webui.client import Hung, NoSuchRoute, WebUiClient
 from middleware_api.container.webui.weights import Placed, Renewal, WebUiWeights
 from middleware_api.contract import ContainerCheckpoint, TaskType
 
@@ -182,7 +181,7 @@ class DrivenWebUi:
         asked = {"id_task": task_id, "id_live_preview": -1, "live_preview": False}
         try:
             return bool(self.client.post("/internal/progress", asked).get("active"))
-        except (EngineFailed, BadRequest) as error:  # --nowebui: nobody works in its pages
+        except NoSuchRoute as error:  # --nowebui: nobody works in its pages
             logger.info("the WebUI does not tell whose task it is at: %s", error)
             self._tells_tasks = False
             return True
