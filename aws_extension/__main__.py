@@ -42,6 +42,7 @@ def main() -> None:
     )
     add_routes(served, access)
     access.uploads.take_up()
+    access.dataset_uploads.take_up()
     print(f"open http://{options.host}:{options.port}", flush=True)
     app.block_thread()
 

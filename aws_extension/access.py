@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
 from requests.adapters import BaseAdapter
 
 from aws_extension.client import CloudClient
 from aws_extension.collected import CollectedJobs
-from aws_extension.errors import CloudError, NotFound, UnexpectedAnswer
+from aws_extension.dataset_uploads import DatasetUploads
+from aws_extension.dataset_views import DatasetViews
+from aws_extension.errors import CloudError, NotFound
 from aws_extension.http import Retries
 from aws_extension.known_hashes import KnownHashes
 from aws_extension.model_needs import LocalModels, NoModels
+from aws_extension.picture_folder import PictureLooks
+from aws_extension.pictures import shrunk
 from aws_extension.settings import Connection, SettingsStore
 from aws_extension.signed_urls import UrlSeal
 from aws_extension.train_preparation import TrainPreparations
 from aws_extension.upload_queue import UploadQueue
 
-THUMBNAIL_PIXELS = 256
 THUMBNAILS_KEPT = 300
 # Clients keep their connections open; a host rarely has more users at once.
 CLIENTS_KEPT = 64
@@ -46,6 +47,9 @@ class CloudAccess:
         self.hashes = KnownHashes(store.folder / "uploads")
         self.uploads = UploadQueue(self.client, store.folder / "uploads", self.hashes)
         self.preparations = TrainPreparations(self.client, store.folder / "uploads", self.hashes)
+        self.dataset_uploads = DatasetUploads(self.client, store.folder / "uploads")
+        self.dataset_views = DatasetViews(self.glance)
+        self.looks = PictureLooks()
         self.seal = UrlSeal()
         self.collected = CollectedJobs(store.folder / "collected")
         self._adapter = adapter
@@ -97,7 +101,7 @@ class CloudAccess:
             if key in self._thumbnails:
                 self._thumbnails.move_to_end(key)
                 return self._thumbnails[key]
-        small = _shrink(self.picture(job_id, 0, user))
+        small = shrunk(self.picture(job_id, 0, user))
         self._keep(key, small)
         return small
 
@@ -114,7 +118,7 @@ class CloudAccess:
             with self._lock:
                 if key in self._thumbnails:
                     return self._thumbnails[key]
-            small = _shrink(path.read_bytes())
+            small = shrunk(path.read_bytes())
         except OSError as fault:
             raise NotFound(f"'{path.name}' cannot be read.", 404) from fault
         self._keep(key, small)
@@ -155,21 +159,3 @@ class CloudAccess:
         with self._lock:
             self._thumbnails.pop((user, job_id), None)
         self.collected.forget(job_id)
-
-
-def open_picture(content: bytes) -> Image.Image:
-    """A downloaded picture, decoded. Raises UnexpectedAnswer."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as fault:
-        raise UnexpectedAnswer("The cloud's picture cannot be read. Generate it again.") from fault
-    return image
-
-
-def _shrink(content: bytes) -> bytes:
-    image = open_picture(content).convert("RGB")
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    target = io.BytesIO()
-    image.save(target, "JPEG", quality=85)
-    return target.getvalue()

@@ -105,6 +105,8 @@ class PictureLooks:
     """Looks at folders; what it has seen of an unchanged file it does not read again."""
 
     def __init__(self) -> None:
+        self.left_out: set[str] = set()
+        """Paths of pictures that are not to be sent, as long as this process lives."""
         self._lock = threading.Lock()
         self._seen: OrderedDict[tuple[Path, int, int], FolderPicture] = OrderedDict()
 
@@ -123,6 +125,10 @@ class PictureLooks:
             ) from fault
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
             return marked(list(pool.map(self._look_at, paths)))
+
+    def leave_out(self, path: str) -> None:
+        """Do not send a picture; of one that is left out already, send it after all."""
+        self.left_out ^= {path}
 
     def _look_at(self, path: Path) -> FolderPicture:
         try:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from aws_extension.errors import UnexpectedAnswer
+
+THUMBNAIL_PIXELS = 256
 
 
 def encode_picture(image: Image.Image) -> str:
@@ -23,3 +27,22 @@ def flatten_mask(mask: Image.Image) -> Image.Image:
         if alpha.getextrema() != (255, 255):
             return alpha.point(lambda value: 255 if value > 127 else 0)
     return mask.convert("L")
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """A downloaded picture, decoded. Raises UnexpectedAnswer."""
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError) as fault:
+        raise UnexpectedAnswer("The cloud's picture cannot be read. Generate it again.") from fault
+    return image
+
+
+def shrunk(content: bytes) -> bytes:
+    """A picture as a small JPEG, upright. Raises UnexpectedAnswer."""
+    image = ImageOps.exif_transpose(open_picture(content)).convert("RGB")
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=85)
+    return target.getvalue()

@@ -49,7 +49,7 @@
     document.addEventListener("click", (event) => {
         const pressed = event.target.closest && event.target.closest("button");
         if (!pressed) return;
-        const { sdawsSend, sdawsOrder, sdawsAsk, sdawsKeep, sdawsCopy, sdawsPicked } = pressed.dataset;
+        const { sdawsSend, sdawsOrder, sdawsAsk, sdawsKeep, sdawsCopy, sdawsPicked, sdawsPost } = pressed.dataset;
         if (pressed.dataset.sdawsUse !== undefined) {
             useTrained(pressed.dataset.sdawsUse, pressed.dataset.sdawsTag);
             return;
@@ -60,6 +60,8 @@
             const keys = picked.map((box) => box.dataset.sdawsPick);
             if (keys.length) write(inputOf(sdawsPicked), JSON.stringify(["upload", keys]));
             picked.forEach((box) => (box.checked = false));
+        } else if (sdawsPost !== undefined) {
+            post(pressed);
         } else if (sdawsSend !== undefined) {
             pressed.disabled = true; // one order a click; the answer brings a new button
             setTimeout(() => (pressed.disabled = false), 1500);
@@ -85,7 +87,35 @@
             document.execCommand("copy"); // the newer way needs https
         }
     });
+    async function post(button) {
+        button.disabled = true; // until its card is drawn anew
+        const { sdawsRead } = button.closest("[data-sdaws-read]").dataset;
+        try {
+            await fetch(button.dataset.sdawsPost, {
+                method: "POST", headers: { "Content-Type": "application/json" }, body: "{}",
+            });
+        } catch (fault) {
+            button.disabled = false; // the host does not answer
+        }
+        if (looks.has(sdawsRead)) looks.get(sdawsRead).due = 0;
+    }
+
+    // Not by the page's box for orders: the next one may be written before it is empty again.
+    async function saveCaption(caption) {
+        let fault = "";
+        try {
+            const answer = await fetch(caption.dataset.sdawsCaption, {
+                method: "POST", headers: { "Content-Type": "application/json" },
+                body: JSON.stringify({ text: caption.value }),
+            });
+            if (!answer.ok) fault = (await answer.json()).error;
+        } catch (lost) {
+            fault = String(lost);
+        }
+        caption.nextElementSibling.textContent = fault;
+    }
     document.addEventListener("change", (event) => {
+        if (event.target.dataset?.sdawsCaption !== undefined) saveCaption(event.target);
         const kind = event.target.dataset?.sdawsPickAll;
         if (kind === undefined) return;
         for (const box of document.querySelectorAll("[data-sdaws-pick]")) {
@@ -110,8 +140,10 @@
         const old = new Map([...grid.children].map((cell) => [cell.dataset.sdawsKey, cell]));
         const cells = answer.cards.map((card) => {
             const cell = old.get(card.key) || document.createElement("div");
-            const isAsking = cell.querySelector(".sdaws-asking");
-            if (cell.dataset.sdawsVersion !== card.version && !isAsking) {
+            // A question that is open, and a caption that is being written, are left alone.
+            const isHeld = cell.querySelector(".sdaws-asking") ||
+                (cell.contains(document.activeElement) && document.activeElement.matches("textarea"));
+            if (cell.dataset.sdawsVersion !== card.version && !isHeld) {
                 cell.className = "sdaws-cell";
                 cell.dataset.sdawsKey = card.key;
                 cell.dataset.sdawsVersion = card.version;
@@ -161,12 +193,12 @@
         const before = open;
         open = new Set(listings.map((listing) => listing.dataset.sdawsRead));
         for (const listing of listings) {
-            const { sdawsRead, sdawsWatch } = listing.dataset;
+            const { sdawsRead, sdawsWatch, sdawsWritten } = listing.dataset;
             if (!looks.has(sdawsRead)) looks.set(sdawsRead, { due: 0, asking: false });
             const look = looks.get(sdawsRead);
             if (!before.has(sdawsRead)) {
                 look.due = Date.now() + BUSY_MS;
-                press(sdawsRead);
+                if (!sdawsWritten || !sdawsWatch) press(sdawsRead);
             } else if (sdawsWatch && !look.asking && Date.now() >= look.due) {
                 ask(listing, look);
             }

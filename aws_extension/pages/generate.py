@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from aws_extension.access import CloudAccess, open_picture
+from aws_extension.access import CloudAccess
 from aws_extension.client import CloudClient, WaitStatus
 from aws_extension.errors import CloudError
 from aws_extension.pages import html
@@ -22,7 +22,7 @@ from aws_extension.pages.common import (
     user_of,
 )
 from aws_extension.pages.html import Value
-from aws_extension.pictures import encode_picture
+from aws_extension.pictures import encode_picture, open_picture
 from middleware_api.contract import CheckpointType, InferenceState, TaskType
 
 SAMPLERS = [

@@ -109,6 +109,14 @@ def send_button(text: str, box: str, order: str, kind: str = "", hint: str = "")
     )
 
 
+def post_button(text: str, link: str) -> str:
+    """A button that posts to a signed link; its listing shows what came of it."""
+    return (
+        f"<button type='button' class='sdaws-button' data-sdaws-post='{escape(link)}'>"
+        f"{escape(text)}</button>"
+    )
+
+
 def picked_button(text: str, box: str) -> str:
     """A button that writes the order to upload all that is picked into that box."""
     return (
@@ -183,8 +191,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def listing(shown: Listing, reader: str, watch: str = "", kind: str = "sdaws-grid") -> str:
-    """A listing that sdaws.js keeps up to date.
+def listing(
+    shown: Listing,
+    reader: str,
+    watch: str = "",
+    kind: str = "sdaws-grid",
+    is_written_in: bool = False,
+) -> str:
+    """A listing that sdaws.js keeps up to date; card by card alone where `is_written_in`.
 
     `reader` is the elem_id of the page's hidden button that reads it anew: pressed when it comes
     into view. `watch` is the signed link that answers with what has changed since.
@@ -197,7 +211,8 @@ def listing(shown: Listing, reader: str, watch: str = "", kind: str = "sdaws-gri
     return (
         f"<div class='sdaws-listing' data-sdaws-read='{escape(reader)}' "
         f"data-sdaws-watch='{escape(watch)}' data-sdaws-version='{shown.version}' "
-        f"data-sdaws-busy='{'yes' if shown.is_busy else ''}'>"
+        f"data-sdaws-busy='{'yes' if shown.is_busy else ''}' "
+        f"data-sdaws-written='{'yes' if is_written_in else ''}'>"
         f"<div class='sdaws-note'>{shown.note}</div><div class='{kind}'>{cells}</div></div>"
     )
 

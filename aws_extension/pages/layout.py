@@ -6,7 +6,7 @@ import gradio as gr
 
 from aws_extension.access import CloudAccess
 from aws_extension.errors import CloudError
-from aws_extension.pages import connection, endpoints, jobs, merge, models, training
+from aws_extension.pages import connection, datasets, endpoints, jobs, merge, models, training
 from aws_extension.pages.host import Host
 
 
@@ -29,6 +29,8 @@ def build_pages(access: CloudAccess, host: Host) -> None:
         models.build(access)
     with gr.Tab("Jobs", id="jobs", elem_id="sdaws_tab_jobs"):
         jobs.build(access, host)
+    with gr.Tab("Data sets", id="datasets", elem_id="sdaws_tab_datasets"):
+        datasets.build(access)
     with gr.Tab("Training", id="training", elem_id="sdaws_tab_training"):
         training.build(access)
     with gr.Tab("Merge", id="merge", elem_id="sdaws_tab_merge"):

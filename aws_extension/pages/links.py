@@ -7,11 +7,13 @@ from pathlib import Path
 
 from aws_extension.access import CloudAccess
 from aws_extension.answers import InferenceJob
+from aws_extension.dataset_calls import DatasetFile
 
 # Relative to the page, for hosts that are not at the root of their address.
-STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD, SAMPLE = (
+STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD, SAMPLE, DATASET, CAPTION, LEAVE = (
     "sdaws/state", "sdaws/thumbnail", "sdaws/preview", "sdaws/picture", "sdaws/model",
-    "sdaws/upload", "sdaws/sample",
+    "sdaws/upload", "sdaws/sample", "sdaws/dataset", "sdaws/caption",
+    "sdaws/leave",
 )  # fmt: skip
 
 
@@ -48,6 +50,27 @@ def train_sample(access: CloudAccess, job_id: str, index: int, step: int, user: 
 def model_picture(access: CloudAccess, path: Path) -> str:
     """The picture beside a weights file of this machine."""
     return access.seal.sign(MODEL, {"path": str(path)})
+
+
+def dataset_picture(access: CloudAccess, name: str, file: DatasetFile) -> str:
+    """A picture of a data set in the cloud, small."""
+    query = {"name": name, "file": file.name, "size": str(file.size)}
+    return access.seal.sign(DATASET, query)
+
+
+def caption(access: CloudAccess, path: Path) -> str:
+    """Permission to write the caption of a picture of this machine."""
+    return access.seal.sign(CAPTION, {"path": str(path)})
+
+
+def leave_out(access: CloudAccess, path: Path) -> str:
+    """Permission to leave a picture of this machine out of what is sent, or to take it in."""
+    return access.seal.sign(LEAVE, {"path": str(path)})
+
+
+def dataset_caption(access: CloudAccess, name: str, file: str) -> str:
+    """Permission to write a caption of a data set in the cloud."""
+    return access.seal.sign(CAPTION, {"name": name, "file": file})
 
 
 def browser_upload(access: CloudAccess) -> str:

@@ -17,6 +17,7 @@ from aws_extension.access import CloudAccess
 from aws_extension.errors import ApiError, CloudError
 from aws_extension.pages import (
     browser_uploads,
+    datasets,
     endpoints,
     html,
     jobs,
@@ -35,6 +36,9 @@ READERS: dict[str, Reader] = {
     "endpoints": endpoints.read_all,
     "models": models.read_all,
     "merge": merge.read_one,
+    "datasets": datasets.read_all,
+    "dataset": datasets.read_set,
+    "folder": datasets.read_folder,
     "trainings": training.read_page,
     "training": training.read_one,
     "training_models": training.read_models,
@@ -111,18 +115,54 @@ def add_routes(app: FastAPI, access: CloudAccess) -> None:
             access, links.MODEL, request, lambda query: access.model_picture(Path(query["path"]))
         )
 
+    @app.get(f"/{links.DATASET}", include_in_schema=False)
+    def dataset_picture(request: Request) -> Response:
+        return _picture(
+            access,
+            links.DATASET,
+            request,
+            lambda query: access.dataset_views.picture(
+                query["name"], query["file"], int(query["size"])
+            ),
+        )
+
+    @app.post(f"/{links.CAPTION}", include_in_schema=False)
+    def caption(request: Request, asked: Asked) -> Response:
+        return _obeyed(
+            lambda: datasets.save_caption(
+                access,
+                access.seal.check(links.CAPTION, dict(request.query_params)),
+                str(asked["text"]),
+            )
+        )
+
+    @app.post(f"/{links.LEAVE}", include_in_schema=False)
+    def leave_out(request: Request) -> Response:
+        return _obeyed(
+            lambda: access.looks.leave_out(
+                access.seal.check(links.LEAVE, dict(request.query_params))["path"]
+            )
+        )
+
     @app.post(f"/{links.UPLOAD}/{{act}}", include_in_schema=False)
     def browser_upload(act: str, request: Request, asked: Asked) -> Response:
-        try:
+        def upload() -> dict[str, Any]:
             access.seal.check(links.UPLOAD, dict(request.query_params))
-            return JSONResponse(browser_uploads.ACTS[act](access, asked))
-        except LinkRefused as fault:
-            return _refused(fault)
-        except (KeyError, ValueError, TypeError):
-            return JSONResponse({"error": "This is no order to upload."}, status_code=422)
-        except CloudError as fault:
-            status = fault.status if isinstance(fault, ApiError) else 502
-            return JSONResponse({"error": str(fault)}, status_code=status)
+            return browser_uploads.ACTS[act](access, asked)
+
+        return _obeyed(upload)
+
+
+def _obeyed(act: Callable[[], dict[str, Any] | None]) -> Response:
+    try:
+        return JSONResponse(act() or {})
+    except LinkRefused as fault:
+        return _refused(fault)
+    except (KeyError, ValueError, TypeError):
+        return JSONResponse({"error": "This is no order that can be obeyed."}, status_code=422)
+    except CloudError as fault:
+        status = fault.status if isinstance(fault, ApiError) else 502
+        return JSONResponse({"error": str(fault)}, status_code=status)
 
 
 def _read(reader: Reader, access: CloudAccess, query: Mapping[str, str]) -> html.Listing:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 from modules import images, shared
 
-from aws_extension.access import open_picture
 from aws_extension.answers import InferenceJob, InferenceOutput
+from aws_extension.pictures import open_picture
 from middleware_api.contract import TaskType
 
 _SEED = re.compile(r"\bSeed: (\d+)")

@@ -18,7 +18,6 @@ import gradio as gr
 from modules import shared
 from PIL import Image
 
-from aws_extension.access import open_picture
 from aws_extension.answers import Checkpoint
 from aws_extension.client import CloudClient, WaitStatus
 from aws_extension.collected import CollectedJobs
@@ -26,6 +25,7 @@ from aws_extension.errors import CloudError
 from aws_extension.fan_out import Capacity, FanOut, Job, Order, Result
 from aws_extension.infotext import parameters_of
 from aws_extension.lazy_picture import LazyPicture
+from aws_extension.pictures import open_picture
 from aws_extension.webui.host_options import overridden_options
 from aws_extension.webui.saving import add_to_infotext, correct_colours, infotext_of, save_picture
 from middleware_api.contract import CheckpointState

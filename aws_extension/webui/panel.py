@@ -284,6 +284,7 @@ def build_tab() -> list[tuple[gr.Blocks, str, str]]:
 def _started(_demo: gr.Blocks, app: FastAPI) -> None:
     add_routes(app, host_access())
     host_access().uploads.take_up()
+    host_access().dataset_uploads.take_up()
 
 
 def register() -> None:

@@ -23,7 +23,10 @@ _NO_WORDS = {"", "good", "busy", "bad", "idle"}
 _KEEPS = "sdaws-value"
 _HIDDEN = "sdaws-away"
 # Choices of these are the server's names, or names with numbers.
-_VALUES = {"sdaws_machine", "sdaws_training_machine", "sdaws_training_scheduler"}
+_VALUES = {
+    "sdaws_folder_resolution", "sdaws_machine", "sdaws_training_machine",
+    "sdaws_training_scheduler",
+}  # fmt: skip
 
 
 def constants() -> set[str]:

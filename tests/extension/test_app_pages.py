@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,11 @@ from PIL import Image
 from tests.extension.browsing import Visit, app, sync_api
 from tests.extension.browsing import browser as browser  # a fixture
 from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud, serve
+from tests.extension.test_datasets import drawing, until
 
-PAGES = ("Generate", "Connection", "Endpoints", "Models", "Jobs", "Training", "Merge")
+PAGES = (
+    "Generate", "Connection", "Endpoints", "Models", "Jobs", "Data sets", "Training", "Merge",
+)  # fmt: skip
 
 
 class Studio(NamedTuple):
@@ -228,6 +232,84 @@ def test_a_model_is_renamed_and_the_rename_taken_back(browser, studio):
     lost.get_by_text("Try again").click()
     lost.get_by_text("In the cloud", exact=True).wait_for()
     studio.cloud.checkpoints.all[:] = before
+
+
+def test_a_folder_is_looked_at_captioned_sent_and_changed_in_the_cloud(browser, studio):
+    folder = studio.folder / "my dogs"
+    folder.mkdir()
+    for seed in (1, 2):
+        drawing(seed, (900, 450)).save(folder / f"{seed}.png")
+    shutil.copyfile(folder / "1.png", folder / "again.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "2.txt").write_text("an old caption")
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    visit.open("Data sets")
+    page.fill("#sdaws_folder input, #sdaws_folder textarea", str(folder))
+    page.click("#sdaws_folder_look")
+    cards = page.locator("#sdaws_pictures .sdaws-picture")
+    sync_api.expect(cards).to_have_count(4, timeout=15_000)
+    cards.nth(3).get_by_text("no picture that can be read").wait_for()
+    cards.nth(2).get_by_text("The same file as").wait_for()
+    page.wait_for_function(
+        "[...document.querySelectorAll('#sdaws_pictures img')].every((one) => one.naturalWidth)"
+    )
+    # Of 900 × 450 the bucket of 704 × 320 keeps all of the width, and not of the height.
+    kept = cards.nth(0).locator(".sdaws-kept")
+    assert kept.evaluate("one => [one.style.left, one.style.width]") == ["0%", "100%"]
+    assert float(kept.evaluate("one => parseFloat(one.style.height)")) < 95
+    assert cards.nth(1).locator("textarea").input_value() == "an old caption"
+    cards.nth(0).locator("textarea").fill("sks dog in the grass")
+    cards.nth(1).locator("textarea").fill("a dog")
+    page.keyboard.press("Tab")
+    caption = folder / "2.txt"
+    until(lambda: (folder / "1.txt").exists() and caption.read_text() == "a dog")
+    assert (folder / "1.txt").read_text() == "sks dog in the grass"
+    cards.nth(1).get_by_text("Leave it out").click()
+    cards.nth(1).get_by_text("Left out").wait_for()
+    cards.nth(1).get_by_text("Take it in").click()
+    cards.nth(1).get_by_text("Leave it out").wait_for()
+    page.fill("#sdaws_dataset_name input, #sdaws_dataset_name textarea", "dogs")
+    page.click("#sdaws_dataset_send")
+    panel = page.locator("#sdaws_datasets .sdaws-panel", has_text="dogs")
+    panel.get_by_text("Enabled").wait_for()
+    made = studio.cloud.datasets.get("dogs")
+    assert set(made.files) == {"1.png", "1.txt", "2.png", "2.txt"}
+    panel.get_by_text("Look", exact=True).click()
+    there = page.locator("#sdaws_dataset .sdaws-picture")
+    sync_api.expect(there).to_have_count(2, timeout=15_000)
+    there.nth(0).locator("img").wait_for()
+    assert there.nth(0).locator("textarea").input_value() == "sks dog in the grass"
+    there.nth(0).locator("textarea").fill("a sks dog")
+    there.nth(0).locator("textarea").blur()
+    until(lambda: made.files["1.txt"] == b"a sks dog")
+    there.nth(1).get_by_text("Take it out").click()
+    sync_api.expect(there).to_have_count(1, timeout=15_000)
+    assert set(made.files) == {"1.png", "1.txt"}
+    page.click("text=← All data sets")
+    panel.get_by_text("Disable", exact=True).click()
+    panel.get_by_text("Enable", exact=True).wait_for()
+    panel.get_by_text("Delete…").click()
+    panel.get_by_text("Yes, delete it").click()
+    panel.wait_for(state="detached")
+    assert studio.cloud.datasets.all == []
+    assert TOKEN not in page.content()
+    assert visit.complaints == []
+
+
+def test_pictures_that_are_dropped_are_kept_and_looked_at(browser, studio):
+    source = studio.folder / "elsewhere.png"
+    drawing(3).save(source)
+    visit = Visit(browser, studio.address)
+    page = visit.page
+    visit.open("Data sets")
+    page.wait_for_selector("#sdaws_datasets :text('No data set yet')")
+    page.set_input_files("#sdaws_folder_drop input[type=file]", str(source))
+    card = page.locator("#sdaws_pictures .sdaws-picture")
+    card.get_by_text("elsewhere.png").wait_for()
+    kept = Path(page.input_value("#sdaws_folder input, #sdaws_folder textarea"))
+    assert (kept / "elsewhere.png").read_bytes() == source.read_bytes()
+    assert visit.complaints == []
 
 
 def test_models_go_up_from_here_from_the_browser_and_from_a_url(browser, studio):

@@ -13,10 +13,13 @@ import pytest
 from aws_extension import errors
 from aws_extension.access import CloudAccess
 from aws_extension.answers import InferenceOutput, parse_checkpoint, parse_endpoint, parse_job
+from aws_extension.dataset_calls import Dataset, DatasetFile
+from aws_extension.dataset_uploads import DatasetOrder, Sending, SendState
 from aws_extension.fake_transport import FakeTransport
 from aws_extension.model_needs import LocalFile
 from aws_extension.pages import (
     connection,
+    datasets,
     endpoints,
     jobs,
     merge,
@@ -24,17 +27,21 @@ from aws_extension.pages import (
     training_choices,
     training_view,
 )
+from aws_extension.pages.dataset_cards import PER_PAGE, Look, folder_cards, set_cards
 from aws_extension.pages.host import FolderHost
 from aws_extension.pages.layout import build_pages
 from aws_extension.pages.model_list import ModelRow
+from aws_extension.picture_folder import FolderPicture
 from aws_extension.settings import SettingsStore
 from aws_extension.train_estimates import Estimate
 from aws_extension.train_preparation import Preparation, TrainOrder
 from aws_extension.training_calls import TrainJob, TrainLook, TrainPicture, WorkingModel
+from aws_extension.upload_progress import UploadProgress
 from aws_extension.upload_queue import Upload, UploadState
 from middleware_api.contract import (
     CheckpointState,
     CheckpointType,
+    DatasetState,
     EndpointState,
     InferenceState,
     MergeMethod,
@@ -133,6 +140,7 @@ def test_every_card_in_every_state(access, chinese):
         made += [shown.note, *(card.content for card in shown.cards)]
     made.append(models.show(access, {}).note)
     made += trainings(access)
+    made += data_sets(access)
     for fault in (errors.Unauthorised, errors.Forbidden, errors.ServerFault, errors.NotFound):
         made.append(connection.html.notice("bad", *connection.explain(fault("text", 400))))
     cloud = PretendCloud()
@@ -144,6 +152,32 @@ def test_every_card_in_every_state(access, chinese):
     texts = set().union(*map(said.of_html, made))
     assert {"Finished", "Asleep", "Only here"} <= texts
     assert untranslated(texts, chinese) == []
+
+
+def data_sets(access) -> list[str]:
+    """Everything that the Data sets page shows."""
+    progress = UploadProgress("sending", 1, 2, 3.0)
+    order = DatasetOrder("dogs", (Path("a.png"),))
+    sendings = [Sending(order, state, 1, progress, "x") for state in SendState]
+    there = [Dataset("dogs", state) for state in DatasetState]
+    usable = FolderPicture(Path("/f/a.png"), 1, 100, 80)
+    pictures = [
+        usable,
+        replace(usable, path=Path("/f/b.png"), same_as="a.png"),
+        replace(usable, path=Path("/f/c.png"), like="a.png"),
+        replace(usable, path=Path("/f/d.png"), fault="x"),
+        *(replace(usable, path=Path(f"/f/{n}.png"), sha256=str(n)) for n in range(PER_PAGE)),
+    ]
+    looks = [Look("/f", 512, page, frozenset({"/f/a.png"})) for page in (0, 1)]
+    files = [DatasetFile("a.png", None, "u"), DatasetFile("b.png", 3, "u")]
+    shown = [
+        datasets.show(sendings, there),
+        datasets.show((), ()),
+        *(folder_cards(access, pictures, look) for look in looks),
+        folder_cards(access, [], looks[0]),
+        set_cards(access, "dogs", files, {}, 0),
+    ]
+    return [text for one in shown for text in (one.note, *(card.content for card in one.cards))]
 
 
 def trainings(access) -> list[str]:
