@@ -198,7 +198,7 @@
             const look = looks.get(sdawsRead);
             if (!before.has(sdawsRead)) {
                 look.due = Date.now() + BUSY_MS;
-                if (!sdawsWritten || !sdawsWatch) press(sdawsRead);
+                if (!sdawsWritten) press(sdawsRead); // else somebody may be writing in it
             } else if (sdawsWatch && !look.asking && Date.now() >= look.due) {
                 ask(listing, look);
             }

@@ -180,6 +180,56 @@
         }
     }
 
+    // Pictures that are dropped go to the host, some at a time; then their folder is looked at.
+    const DROPS_AT_ONCE = 4;
+    let dropped = { batch: "", folder: "" };
+
+    async function keepDropped(zone, files) {
+        const box = document.querySelector("#sdaws_folder textarea, #sdaws_folder input");
+        if (!dropped.folder || box.value !== dropped.folder) dropped = { batch: `${Date.now()}`, folder: "" };
+        const link = document.querySelector("#sdaws_drop_link textarea, #sdaws_drop_link input").value;
+        const told = zone.nextElementSibling;
+        const [waiting, faults] = [[...files], []];
+        let kept = 0;
+        const lane = async () => {
+            for (let file; (file = waiting.shift());) {
+                const place = `/${dropped.batch}/${encodeURIComponent(file.name)}?`;
+                try {
+                    const answer = await fetch(link.replace("?", place), {
+                        method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file,
+                    });
+                    const said = await answer.json();
+                    if (answer.ok) dropped.folder = said.folder;
+                    else faults.push(said.error);
+                } catch (fault) {
+                    faults.push(`${file.name}: ${fault.message}`);
+                }
+                told.textContent = [`${++kept} / ${files.length}`, ...faults].join("\n");
+            }
+        };
+        await Promise.all(Array.from({ length: DROPS_AT_ONCE }, lane));
+        if (!faults.length) told.textContent = "";
+        if (!dropped.folder) return;
+        box.value = dropped.folder;
+        box.dispatchEvent(new Event("input", { bubbles: true }));
+        document.getElementById("sdaws_folder_look").click();
+    }
+
+    for (const name of ["dragover", "drop"]) {
+        document.addEventListener(name, (event) => {
+            const zone = event.target.closest && event.target.closest("[data-sdaws-drop]");
+            if (!zone) return;
+            event.preventDefault();
+            if (name === "drop") keepDropped(zone, [...event.dataTransfer.files]);
+        });
+    }
+    document.addEventListener("change", (event) => {
+        if (event.target.dataset?.sdawsDropped === undefined) return;
+        const files = [...event.target.files];
+        event.target.value = "";
+        keepDropped(event.target.closest("[data-sdaws-drop]"), files);
+    });
+
     document.addEventListener("click", async (event) => {
         const pressed = event.target.closest && event.target.closest("[data-sdaws-browser-send]");
         if (!pressed) return;

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,29 +135,25 @@ def read_set(access: CloudAccess, user: str, query: Mapping[str, str]) -> html.L
     return set_cards(access, name, files, captions, page)
 
 
-def drop(access: CloudAccess, files: Sequence[Any], folder: str) -> str:
-    """Keep what was dropped on the page; the folder that it is in now. Raises UploadFailed.
+def keep_dropped(access: CloudAccess, batch: str, name: str, content: bytes) -> str:
+    """Keep a file that was dropped on the page; the folder that its batch is in.
 
-    A second drop goes to the first one's folder.
+    Raises UploadFailed, ValueError for what is no batch.
     """
-    kept = access.store.folder / "dropped"
-    target = Path(folder)
-    if target.parent != kept:
-        target = kept / time.strftime("pictures-%Y%m%d-%H%M%S")
+    if not batch.isdecimal():
+        raise ValueError(f"no batch: {batch}")
+    folder = access.store.folder / "dropped" / f"pictures-{batch}"
+    if not is_valid_name(name):
+        raise UploadFailed(
+            f"'{name}' cannot be a name in the cloud. Rename it: letters, digits, spaces and "
+            ". _ - ( ) + [ ] are allowed, no dot at the start."
+        )
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            # gradio's older wrapper has the browser's name apart, the newer one keeps it.
-            name = Path(getattr(file, "orig_name", None) or file.name).name
-            if not is_valid_name(name):
-                raise UploadFailed(
-                    f"'{name}' cannot be a name in the cloud. Rename it: letters, digits, spaces "
-                    "and . _ - ( ) + [ ] are allowed, no dot at the start."
-                )
-            shutil.copyfile(file.name, target / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     except OSError as fault:
-        raise UploadFailed(f"What was dropped could not be kept here: {fault}.") from fault
-    return str(target)
+        raise UploadFailed(f"'{name}' could not be kept here: {fault.strerror}.") from fault
+    return str(folder)
 
 
 def send_folder(access: CloudAccess, query: Mapping[str, str], name: str) -> int:
@@ -245,14 +239,10 @@ class DatasetsPage:
                     elem_id="sdaws_folder_resolution",
                 )
                 look = gr.Button("Look at it", elem_id="sdaws_folder_look")
-            dropped = gr.File(
-                file_count="multiple",
-                label="Or drop pictures and captions (.txt) here",
-                height=110,
-                elem_id="sdaws_folder_drop",
-            )
+            gr.HTML(html.drop_zone(), elem_id="sdaws_folder_drop")
             self._pictures = gr.HTML(
-                html.listing(html.Listing(), READ_FOLDER, kind=PICTURES), elem_id="sdaws_pictures"
+                html.listing(html.Listing(), READ_FOLDER, "", PICTURES, is_written_in=True),
+                elem_id="sdaws_pictures",
             )
             with gr.Row(elem_classes=["sdaws-toolbar"]):
                 self._name = gr.Textbox(
@@ -267,11 +257,17 @@ class DatasetsPage:
             self._detail = gr.HTML(elem_id="sdaws_dataset")
         with gr.Row(elem_classes=["sdaws-away"]):
             self._order = gr.Textbox(label="Order", elem_id=ORDER)
+            self._link = gr.Textbox(label="Link", elem_id="sdaws_drop_link")
             read = gr.Button("Read", elem_id=READ)
             read_folder_button = gr.Button("Read", elem_id=READ_FOLDER)
             read_set_button = gr.Button("Read", elem_id=READ_SET)
         asked = [self._folder, self._resolution, self._page]
-        read.click(self._read, None, self._listing, show_progress="hidden")
+        read.click(
+            lambda: (self._read(), links.drop(access)),
+            None,
+            [self._listing, self._link],
+            show_progress="hidden",
+        )
         read_folder_button.click(self._reread, asked, self._pictures, show_progress="hidden")
         read_set_button.click(
             self._read_set, [self._opened, self._set_page], self._detail, show_progress="hidden"
@@ -279,11 +275,6 @@ class DatasetsPage:
         look.click(self._look, [self._folder, self._resolution], [self._pictures, self._page])
         self._resolution.change(
             self._look, [self._folder, self._resolution], [self._pictures, self._page]
-        )
-        dropped.upload(
-            self._drop,
-            [dropped, self._folder, self._resolution],
-            [self._folder, dropped, self._pictures, self._page],
         )
         send.click(self._send, [*asked, self._name], [self._message, self._listing])
         self._order.input(
@@ -315,7 +306,6 @@ class DatasetsPage:
         return html.listing(shown, READ, watch, kind="sdaws-panels")
 
     def _reread(self, folder: str, resolution: str, page: int) -> Any:
-        # Of no folder there is nothing to be read; a drop may just have brought one.
         return self._read_folder(folder, resolution, page) if folder.strip() else gr.update()
 
     def _read_folder(self, folder: str, resolution: str, page: int) -> str:
@@ -341,13 +331,8 @@ class DatasetsPage:
 
     def _look(self, folder: str, resolution: str) -> tuple[str, int]:
         if not folder.strip():
-            return html.listing(html.Listing(), READ_FOLDER, kind=PICTURES), 0
+            return html.listing(html.Listing(), READ_FOLDER, "", PICTURES, is_written_in=True), 0
         return self._read_folder(folder, resolution, 0), 0
-
-    def _drop(self, files: Any, folder: str, resolution: str) -> tuple[str, None, str, int]:
-        with shown_to_user():
-            target = drop(self.access, files or [], folder)
-        return target, None, self._read_folder(target, resolution, 0), 0
 
     def _send(self, folder: str, resolution: str, page: int, name: str) -> tuple[str, str]:
         if not folder.strip():

@@ -258,6 +258,16 @@ def dreambooth_button() -> str:
     )
 
 
+def drop_zone() -> str:
+    """Where pictures of the browser's own machine are dropped; sdaws_upload.js sends them."""
+    return (
+        "<label class='sdaws-drop' data-sdaws-drop=''>"
+        "<span>Or drop pictures and captions (.txt) here</span>"
+        "<input type='file' multiple data-sdaws-dropped=''></label>"
+        "<div class='sdaws-why sdaws-value' role='status'></div>"
+    )
+
+
 _BROWSER_HINTS = (
     "Straight to the store: leave this page open until it is done.",
     "A file that is chosen again goes on where it was.",

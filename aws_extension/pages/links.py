@@ -10,10 +10,10 @@ from aws_extension.answers import InferenceJob
 from aws_extension.dataset_calls import DatasetFile
 
 # Relative to the page, for hosts that are not at the root of their address.
-STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD, SAMPLE, DATASET, CAPTION, LEAVE = (
+STATE, THUMBNAIL, PREVIEW, PICTURE, MODEL, UPLOAD, SAMPLE, DATASET, CAPTION, LEAVE, DROP = (
     "sdaws/state", "sdaws/thumbnail", "sdaws/preview", "sdaws/picture", "sdaws/model",
     "sdaws/upload", "sdaws/sample", "sdaws/dataset", "sdaws/caption",
-    "sdaws/leave",
+    "sdaws/leave", "sdaws/drop",
 )  # fmt: skip
 
 
@@ -71,6 +71,11 @@ def leave_out(access: CloudAccess, path: Path) -> str:
 def dataset_caption(access: CloudAccess, name: str, file: str) -> str:
     """Permission to write a caption of a data set in the cloud."""
     return access.seal.sign(CAPTION, {"name": name, "file": file})
+
+
+def drop(access: CloudAccess) -> str:
+    """Permission to keep files of the browser's machine on this one."""
+    return access.seal.sign(DROP, {})
 
 
 def browser_upload(access: CloudAccess) -> str:

@@ -29,6 +29,8 @@ from aws_extension.pages import (
 from aws_extension.signed_urls import LINK_SECONDS, LinkRefused
 
 Asked = Annotated[dict[str, Any], Body()]
+# As a default, not an annotation: the WebUI's FastAPI is older than those.
+DROPPED = Body(media_type="application/octet-stream")
 Reader = Callable[[CloudAccess, str, Mapping[str, str]], html.Listing]
 READERS: dict[str, Reader] = {
     "jobs": jobs.read_page,
@@ -143,6 +145,14 @@ def add_routes(app: FastAPI, access: CloudAccess) -> None:
                 access.seal.check(links.LEAVE, dict(request.query_params))["path"]
             )
         )
+
+    @app.post(f"/{links.DROP}/{{batch}}/{{name}}", include_in_schema=False)
+    def drop(batch: str, name: str, request: Request, content: bytes = DROPPED) -> Response:
+        def keep() -> dict[str, Any]:
+            access.seal.check(links.DROP, dict(request.query_params))
+            return {"folder": datasets.keep_dropped(access, batch, name, content)}
+
+        return _obeyed(keep)
 
     @app.post(f"/{links.UPLOAD}/{{act}}", include_in_schema=False)
     def browser_upload(act: str, request: Request, asked: Asked) -> Response:

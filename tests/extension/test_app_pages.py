@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 from tests.extension.browsing import Visit, app, sync_api
 from tests.extension.browsing import browser as browser  # a fixture
 from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud, serve
-from tests.extension.test_datasets import drawing, until
+from tests.extension.test_datasets import drawing
 
 PAGES = (
     "Generate", "Connection", "Endpoints", "Models", "Jobs", "Data sets", "Training", "Merge",
@@ -40,6 +41,14 @@ def generated(visit: Visit, prompt: str) -> None:
     visit.open("Generate")
     visit.generate(prompt)
     visit.page.wait_for_selector("#sdaws_status :text('Pictures made:')", timeout=30_000)
+
+
+def until(page, holds: Callable[[], bool]) -> None:
+    """Wait for what the page does elsewhere; its requests pass through this very thread."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, "not within 20 s"
+        page.wait_for_timeout(20)
 
 
 def count(visit: Visit, selector: str, number: int) -> None:
@@ -263,7 +272,7 @@ def test_a_folder_is_looked_at_captioned_sent_and_changed_in_the_cloud(browser, 
     cards.nth(1).locator("textarea").fill("a dog")
     page.keyboard.press("Tab")
     caption = folder / "2.txt"
-    until(lambda: (folder / "1.txt").exists() and caption.read_text() == "a dog")
+    until(page, lambda: (folder / "1.txt").exists() and caption.read_text() == "a dog")
     assert (folder / "1.txt").read_text() == "sks dog in the grass"
     cards.nth(1).get_by_text("Leave it out").click()
     cards.nth(1).get_by_text("Left out").wait_for()
@@ -282,7 +291,7 @@ def test_a_folder_is_looked_at_captioned_sent_and_changed_in_the_cloud(browser, 
     assert there.nth(0).locator("textarea").input_value() == "sks dog in the grass"
     there.nth(0).locator("textarea").fill("a sks dog")
     there.nth(0).locator("textarea").blur()
-    until(lambda: made.files["1.txt"] == b"a sks dog")
+    until(page, lambda: made.files["1.txt"] == b"a sks dog")
     there.nth(1).get_by_text("Take it out").click()
     sync_api.expect(there).to_have_count(1, timeout=15_000)
     assert set(made.files) == {"1.png", "1.txt"}
@@ -303,7 +312,9 @@ def test_pictures_that_are_dropped_are_kept_and_looked_at(browser, studio):
     visit = Visit(browser, studio.address)
     page = visit.page
     visit.open("Data sets")
-    page.wait_for_selector("#sdaws_datasets :text('No data set yet')")
+    page.wait_for_function(
+        "document.querySelector('#sdaws_drop_link textarea, #sdaws_drop_link input').value"
+    )
     page.set_input_files("#sdaws_folder_drop input[type=file]", str(source))
     card = page.locator("#sdaws_pictures .sdaws-picture")
     card.get_by_text("elsewhere.png").wait_for()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
 import requests
 from fastapi import FastAPI
+from PIL import Image
 
 from aws_extension import errors
 from aws_extension.access import CloudAccess
@@ -25,6 +28,7 @@ from aws_extension.settings import SettingsStore
 from aws_extension.signed_urls import LINK_SECONDS, LinkRefused, UrlSeal
 from middleware_api.contract import CheckpointType, MergeMethod, TaskType
 from tests.extension.pretend_cloud import CHECKPOINT, TOKEN, PretendCloud
+from tests.extension.pretend_datasets import PretendDataset
 
 ALICE, BOB = "user-alice", "user-bob"
 ALL = {"state": "", "task": "", "cursor": ""}
@@ -49,11 +53,15 @@ class Studio:
 
     def get(self, link: str) -> httpx.Response:
         """What a browser gets behind a link of a page."""
+        return self.ask("GET", link)
+
+    def ask(self, method: str, link: str, **more) -> httpx.Response:
+        """What it gets for any request."""
 
         async def ask() -> httpx.Response:
             transport = httpx.ASGITransport(app=self._app)
             async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
-                return await client.get(link)
+                return await client.request(method, link, **more)
 
         return asyncio.run(ask())
 
@@ -143,11 +151,75 @@ def test_a_link_ends_and_stays_the_same_until_then():
         UrlSeal(b"another start", lambda: now).check("sdaws/x", params)
 
 
+def test_a_caption_is_written_where_its_link_has_it_and_nowhere_else(studio, tmp_path):
+    mine, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    link = links.caption(studio.access, mine)
+    answer = studio.ask("POST", link, json={"text": " a dog "})
+    assert (answer.status_code, mine.read_text()) == (200, "a dog")
+    stolen = link.replace("a.txt", "b.txt")
+    assert studio.ask("POST", stolen, json={"text": "x"}).status_code == 403
+    assert not other.exists()
+    assert studio.ask("POST", link, json={}).status_code == 422
+    lost = links.caption(studio.access, mine / "below.txt")
+    answer = studio.ask("POST", lost, json={"text": "x"})
+    assert (answer.status_code, "cannot be written" in answer.json()["error"]) == (502, True)
+
+
+def test_a_caption_of_a_data_set_is_written_there_and_it_stays_enabled(studio):
+    files = {"a.png": b"a", "b.png": b"b", "b.txt": b"old"}
+    made = PretendDataset("dogs", "Enabled", files)
+    studio.cloud.datasets.all.append(made)
+    for file in ("a.txt", "b.txt"):
+        link = links.dataset_caption(studio.access, "dogs", file)
+        assert studio.ask("POST", link, json={"text": "new"}).status_code == 200
+    assert (made.files["a.txt"], made.files["b.txt"], made.state) == (b"new", b"new", "Enabled")
+    assert studio.ask("POST", link, json={"text": ""}).status_code == 200
+    assert "b.txt" not in made.files
+    gone = links.dataset_caption(studio.access, "none", "a.txt")
+    assert studio.ask("POST", gone, json={"text": "x"}).status_code == 404
+
+
+BYTES = {"Content-Type": "application/octet-stream"}
+
+
+def test_what_is_dropped_is_kept_by_its_name_alone(studio):
+    path, _, query = links.drop(studio.access).partition("?")
+    answer = studio.ask(
+        "POST", f"{path}/17/my%20dog.png?{query}", content=b"picture", headers=BYTES
+    )
+    folder = Path(answer.json()["folder"])
+    assert (folder / "my dog.png").read_bytes() == b"picture"
+    assert folder.parent == studio.access.store.folder / "dropped"
+    for name in ("..", ".hidden", "a%3Bb.png"):
+        answer = studio.ask("POST", f"{path}/17/{name}?{query}", content=b"x", headers=BYTES)
+        assert answer.status_code in (404, 405, 502), name
+    assert (
+        studio.ask("POST", f"{path}/up/a.png?{query}", content=b"x", headers=BYTES).status_code
+        == 422
+    )
+    assert studio.ask("POST", f"{path}/17/a.png", content=b"x", headers=BYTES).status_code == 403
+    assert [one.name for one in folder.iterdir()] == ["my dog.png"]
+
+
+def test_a_picture_of_a_data_set_is_fetched_once(studio):
+    content = io.BytesIO()
+    Image.new("RGB", (600, 300), "teal").save(content, "PNG")
+    made = PretendDataset("dogs", "Enabled", {"a.png": content.getvalue()})
+    studio.cloud.datasets.all.append(made)
+    (file,) = studio.access.dataset_views.files("dogs")
+    link = links.dataset_picture(studio.access, "dogs", file)
+    first = studio.get(link)
+    assert first.content.startswith(b"\xff\xd8")
+    made.files.clear()
+    assert studio.get(link).content == first.content
+    assert studio.get(link.replace("a.png", "b.png")).status_code == 403
+
+
 # Live
 
 
 def test_routes_are_added_once(studio):
-    assert len(studio.routes) == len(set(studio.routes)) == 7
+    assert len(studio.routes) == len(set(studio.routes)) == 11
 
 
 def test_a_look_answers_only_when_something_has_changed(studio):
