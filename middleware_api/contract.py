@@ -268,8 +268,6 @@ INSTANCE_COUNT_MAX = 6
 DATASET_FILES_MAX = 1000
 CONTROL_UNITS_MAX = 10
 EXTRAS_MAX = 100
-# What interrogate's `model` calls the describing by tags.
-INTERROGATE_BY_TAGS = ("deepdanbooru", "deepbooru")
 # The one that samples, the refiner, and the one of the second pass (hires fix).
 STABLE_DIFFUSION_MAX = 3
 

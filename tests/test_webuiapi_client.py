@@ -168,7 +168,7 @@ def test_skip_ends_a_job_too(api: webuiapi.WebUIApi) -> None:
 def test_what_fails_says_why(api: webuiapi.WebUIApi) -> None:
     with pytest.raises(RuntimeError, match="no such sampler"):
         api.txt2img(prompt="x", **{**SMALL, "sampler_name": "no such sampler"})
-    with pytest.raises(RuntimeError, match="by DeepDanbooru's tags alone, not by 'clip'"):
+    with pytest.raises(RuntimeError, match="Set model to deepdanbooru"):
         api.interrogate(Image.new("RGB", (8, 8)))
     with pytest.raises(RuntimeError, match="Upload model-resnet_custom_v3"):
         api.interrogate(Image.new("RGB", (8, 8)), model="deepdanbooru")

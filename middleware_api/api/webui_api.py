@@ -49,7 +49,7 @@ from middleware_api.api.webui_wire import (
     picture_request,
     unknown_options,
 )
-from middleware_api.contract import INTERROGATE_BY_TAGS, CheckpointType, Scope, TaskType
+from middleware_api.contract import CheckpointType, Scope, TaskType
 from middleware_api.errors import Conflict, InvalidRequest, NotAvailable
 from middleware_api.records import InferenceJob
 from middleware_api.services.access import Principal
@@ -163,12 +163,7 @@ def webui_router(
         body: InterrogateBody,
         idempotency_key: IdempotencyKey = None,
     ) -> InterrogateAnswer:
-        """What is on a picture, as tags; answers when they are found."""
-        if body.model.casefold() not in INTERROGATE_BY_TAGS:
-            raise NotAvailable(
-                f"Pictures are described by DeepDanbooru's tags alone, not by '{body.model}'. Set "
-                f"model to {INTERROGATE_BY_TAGS[0]}, or use a WebUI of your own."
-            )
+        """What is on a picture; answers when it is found."""
         document = body.model_dump(mode="json", exclude_unset=True)
         endpoint_name = body.sagemaker_endpoint_name
         job = await to_thread.run_sync(
@@ -177,7 +172,7 @@ def webui_router(
         info = (await finished(caller, request, job)).info
         caption = InterrogateInfo.model_validate_json(info).caption
         if caption is None:
-            raise Conflict(f"Job '{job.id}' was cancelled before it found a tag.", "interrupted")
+            raise Conflict(f"Job '{job.id}' was cancelled before it was done.", "interrupted")
         return InterrogateAnswer(caption=caption)
 
     @router.get("/progress", **needs(Scope.INFER))

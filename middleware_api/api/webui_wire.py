@@ -180,7 +180,7 @@ class InterrogateInfo(BaseModel):
 
 
 class InterrogateAnswer(Answer):
-    """The picture's tags, with commas between."""
+    """What is on the picture; tags with commas between."""
 
     caption: str
 

@@ -12,8 +12,10 @@ from middleware_api.container.engine import CheckpointFile, Engine
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image, read_fields
 from middleware_api.container.job import Answer, Job
-from middleware_api.contract import INTERROGATE_BY_TAGS, CheckpointType, ContainerCheckpoint
+from middleware_api.contract import CheckpointType, ContainerCheckpoint
 
+# What the WebUI calls the describing by tags.
+_BY_TAGS = ("deepdanbooru", "deepbooru")
 _TYPE = CheckpointType.DEEPDANBOORU.value
 _SPECIAL = re.compile(r"([\\()])")
 _USED = {
@@ -76,10 +78,10 @@ def interrogate(engine: Engine, job: Job) -> Answer:
 
 def _require_tags(fields: Fields) -> None:
     model = fields.text("model") or "clip"
-    if model.casefold() not in INTERROGATE_BY_TAGS:
+    if model.casefold() not in _BY_TAGS:
         raise BadRequest(
-            f"model {model!r} is not available: pictures are described by DeepDanbooru's tags "
-            f"alone. Set model to {INTERROGATE_BY_TAGS[0]}.",
+            f"model {model!r} is not available: this engine describes pictures by DeepDanbooru's "
+            f"tags alone. Set model to {_BY_TAGS[0]}, or choose an endpoint of the engine webui.",
             "unsupported_field",
         )
 

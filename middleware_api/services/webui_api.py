@@ -151,19 +151,14 @@ class WebUiService:
         endpoint_name: str | None,
         idempotency_key: str | None,
     ) -> InferenceJob:
-        """Queue the describing of a picture by tags, with the model that became Active last.
+        """Queue the describing of a picture, with the model for tags that became Active last.
 
-        Raises NotFound when there is none.
+        Without one it is the endpoint's engine that knows whether it can do without.
         """
         kind = CheckpointType.DEEPDANBOORU
-        model = self.models.newest(kind)
-        if model is None:
-            raise NotFound(
-                f"There is no Active {kind.value} model. Upload model-resnet_custom_v3.pt of "
-                f"TorchDeepDanbooru as {kind.value} first.",
-                "checkpoint_not_found",
-            )
-        request = InferenceRequest(TaskType.INTERROGATE, {kind: [model.name]}, endpoint_name, body)
+        newest = self.models.newest(kind)
+        models = {} if newest is None else {kind: [newest.name]}
+        request = InferenceRequest(TaskType.INTERROGATE, models, endpoint_name, body)
         return self._inference.submit(caller, request, idempotency_key)
 
     def finished(self, job: InferenceJob, most_bytes: int | None) -> Finished:
