@@ -10,6 +10,8 @@ from PIL import Image
 
 from aws_extension import errors
 from aws_extension.client import CloudClient, Merge, WaitStatus
+from aws_extension.dataset_uploads import DatasetOrder, send, with_captions
+from aws_extension.dataset_views import DatasetViews
 from aws_extension.pictures import encode_picture
 from aws_extension.upload_progress import UploadProgress
 from aws_extension.uploader import upload_checkpoint
@@ -18,6 +20,7 @@ from middleware_api.contract import (
     MIB,
     CheckpointState,
     CheckpointType,
+    DatasetState,
     InferenceState,
     MergeMethod,
     TaskType,
@@ -161,3 +164,43 @@ def test_a_merge_makes_a_checkpoint_that_pictures_are_made_with(real_server):
         Image.open(io.BytesIO(client.download_images(job_id)[0])).tobytes() for job_id in drawn
     ]
     assert pixels[0] == pixels[1]
+
+
+def test_a_folder_becomes_a_data_set_whose_files_are_changed_one_by_one(real_server, tmp_path):
+    client, rows = real_server.client(), real_server.client().datasets
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(b"picture %d" % number)
+        (tmp_path / f"{number}.txt").write_text(f"thing {number}")
+    order = DatasetOrder("pictures", with_captions(sorted(tmp_path.glob("*.png"))))
+    send(client, order)
+    (made,) = rows.all([DatasetState.ENABLED])
+    assert (made.name, made.files) == ("pictures", 24)
+    views = DatasetViews(lambda: client)
+    there = {file.name: file for file in views.files("pictures")}
+    assert there["3.png"].size == len(b"picture 3")
+    assert views.captions("pictures", [there["3.txt"]]) == {"3.txt": "thing 3"}
+    client.storage.send("PUT", rows.write("pictures", ["3.txt"])["3.txt"], body=b"a dog")
+    views.forget_caption("pictures", "3.txt")
+    (caption,) = (file for file in views.files("pictures") if file.name == "3.txt")
+    assert views.captions("pictures", [caption]) == {"3.txt": "a dog"}
+    rows.remove("pictures", ["0.png", "0.txt"])
+    assert len(rows.files("pictures")) == 22
+    with pytest.raises(errors.Conflict, match="No file would be left"):
+        rows.remove("pictures", [file.name for file in rows.files("pictures")])
+    rows.delete("pictures")
+    assert rows.all() == []
+
+
+def test_a_checkpoint_is_renamed_and_found_by_its_new_name_alone(real_server, tmp_path):
+    client = real_server.client()
+    path = tmp_path / "old.safetensors"
+    path.write_bytes(safetensors(b"renamed"))
+    made = upload_checkpoint(client, path, CheckpointType.VAE)
+    client.rename_checkpoint(made.id, "old.safetensors", "new.safetensors")
+    names = [one.names for one in client.list_checkpoints((), [CheckpointType.VAE])]
+    assert names == [("new.safetensors",)]
+    with pytest.raises(errors.ApiError, match="ends in"):
+        client.rename_checkpoint(made.id, "new.safetensors", "new.ckpt")
+    with pytest.raises(errors.Conflict, match="nothing to try again"):
+        client.retry_checkpoint(made.id)
+    client.delete_checkpoint(made.id)
