@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 export WEBUI_DIR
 
 .PHONY: demo test test-middleware test-extension serve ui docs check check-fuzz check-webui \
-	check-forge check-deploy deploy undeploy python clean
+	check-forge check-training check-deploy deploy undeploy python clean
 
 demo: .venv/ready
 	.venv/bin/python -m middleware_api.demo
@@ -81,6 +81,10 @@ check-deploy: .venv/ready .venv-deploy/ready .venv-emulator/ready
 # event loops open, of which pytest warns at the end.
 check-forge: .venv-forge/ready
 	.venv-forge/bin/python -m pytest -q -W ignore -m forge tests/forge
+
+# That a training teaches what it is to: minutes on one core; not part of `make test`.
+check-training: .venv/ready
+	.venv/bin/python -m pytest -q -s -n 0 -m training tests/test_training_proof.py
 
 .venv-forge/ready: pyproject.toml | python
 	$(PYTHON) -m venv .venv-forge

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +101,22 @@ def test_a_full_checkpoint_is_what_was_trained(tmp_path: Path, size: Size | None
     cpu = torch.device("cpu")
     loaded = load_checkpoint(store.root / LORA, "made", "", cpu, torch.float32)
     assert loaded.prediction.value == "epsilon"
+
+
+def test_the_loss_falls_and_the_file_is_what_was_trained(store: Store) -> None:
+    """The last sample picture is made by the model that was trained, the other with the file."""
+    concept: dict[str, object] = {"save_infer_steps": 2, "sample_seed": 3, "save_guidance_scale": 7}
+    config: dict[str, object] = {"num_train_epochs": 6, "resolution": 64, "scheduler": "Euler"}
+    store.train(concepts=[concept], save_preview_every=6, **config)
+    told = store.progress()
+    losses = [loss for _, loss in told["losses"]]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    (sample,) = told["samples"]
+    with Image.open(store.root / sample["key"]) as opened:
+        trained = np.asarray(opened, dtype=int)
+    reloaded = pixels(store, f"{sample['prompt']}<lora:cat:1>", LORA).astype(int)
+    assert abs(trained - reloaded).max() <= 1
+    assert abs(trained - pixels(store, sample["prompt"])).max() > 1
 
 
 def test_killed_and_gone_on_equals_never_killed(store: Store, tmp_path: Path) -> None:
