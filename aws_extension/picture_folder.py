@@ -27,6 +27,7 @@ SIDE_MIN = 64
 # Pictures that browsers or cameras make, and the trainer does not read.
 OTHER_ENDINGS = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".svg", ".psd", ".cr2", ".nef", ".dng")
 LOOKS_KEPT = 5000
+FOLDERS_KEPT = 8
 LOOKS_AT_ONCE = 4
 # Of the 64 comparisons of a fingerprint, and of 255 levels of its mean colours.
 BITS_ALIKE, LEVELS_ALIKE = 6, 12
@@ -48,9 +49,10 @@ class Fingerprint:
 
     def is_like(self, other: Fingerprint) -> bool:
         """Whether people would call it the same picture."""
+        if (self.bits ^ other.bits).bit_count() > BITS_ALIKE:
+            return False
         levels = (abs(a - b) for a, b in zip(self.colours, other.colours, strict=True))
-        differing = bin(self.bits ^ other.bits).count("1")
-        return differing <= BITS_ALIKE and max(levels) <= LEVELS_ALIKE
+        return max(levels) <= LEVELS_ALIKE
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ class PictureLooks:
         """Paths of pictures that are not to be sent, as long as this process lives."""
         self._lock = threading.Lock()
         self._seen: OrderedDict[tuple[Path, int, int], FolderPicture] = OrderedDict()
+        self._compared: OrderedDict[Path, tuple[list[FolderPicture], list[FolderPicture]]] = (
+            OrderedDict()
+        )
 
     def look(self, folder: Path) -> list[FolderPicture]:
         """The folder's own pictures by name, not those of its subfolders. Raises UploadFailed."""
@@ -124,7 +129,17 @@ class PictureLooks:
                 f"The folder '{folder}' cannot be read ({fault.strerror}). Check its path."
             ) from fault
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-            return marked(list(pool.map(self._look_at, paths)))
+            looked = list(pool.map(self._look_at, paths))
+        # A page that is open asks every some seconds, and each is compared with each.
+        with self._lock:
+            before, compared = self._compared.get(folder, ([], []))
+        if looked != before:
+            compared = marked(looked)
+            with self._lock:
+                self._compared[folder] = (looked, compared)
+                while len(self._compared) > FOLDERS_KEPT:
+                    self._compared.popitem(last=False)
+        return compared
 
     def leave_out(self, path: str) -> None:
         """Do not send a picture; of one that is left out already, send it after all."""
