@@ -41,7 +41,7 @@ class Listed:
     @property
     def is_ours(self) -> bool:
         """Whether it is a link that we have made."""
-        return FOLDER in Path(self.path).parts
+        return Path(self.path).parts[-3:-2] == (FOLDER,)
 
     def has_content(self, sha256: str) -> bool | None:
         """Whether it has that content; None when nobody knows."""
