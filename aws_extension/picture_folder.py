@@ -19,7 +19,7 @@ from aws_extension.errors import UploadFailed
 from aws_extension.whole_file import write_whole
 
 # Standard library and Pillow only: the trainer's own rule, so that the preview cannot be another.
-from middleware_api.container.train_buckets import bucket_sizes, cut_of, nearest_size
+from middleware_api.container.training.buckets import bucket_sizes, cut_of, nearest_size
 from middleware_api.contract import CAPTION_ENDING, PICTURE_ENDINGS, is_valid_name
 
 LATENT_FACTOR = 8  # of all full-size checkpoints

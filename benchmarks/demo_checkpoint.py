@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from middleware_api.container.engine import CheckpointFile, Engine
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.engine.roles import Roles
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.demo.shapes import SIDE, Reading, Scene, caption, random_scene, read_picture
 
 CHECKPOINT = Path(__file__).parents[1] / "middleware_api" / "demo" / "demo.safetensors"

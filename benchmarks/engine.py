@@ -39,13 +39,13 @@ from aws_extension.client import CloudClient
 from aws_extension.uploader import upload_checkpoint
 from benchmarks.switch import write_random
 from benchmarks.timing import program
-from middleware_api.container import pictures
-from middleware_api.container.engine import CheckpointFile, Engine, Models
-from middleware_api.container.lean_attention import LeanAttention
-from middleware_api.container.packed import PackedConv2d
-from middleware_api.container.prompts import TOKENIZER_FOLDER, PromptEncoder
-from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.engine import pictures
+from middleware_api.container.engine.engine import CheckpointFile, Engine, Models
+from middleware_api.container.engine.lean_attention import LeanAttention
+from middleware_api.container.engine.packed import PackedConv2d
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.engine.roles import Roles
+from middleware_api.container.prompts.encoder import TOKENIZER_FOLDER, PromptEncoder
 from middleware_api.contract import CheckpointType
 from middleware_api.demo.train import CHECKPOINT
 

@@ -23,10 +23,10 @@ from statistics import median
 import torch
 from safetensors.torch import load_file, save_file
 
-from middleware_api.container.merge import write_tensors
-from middleware_api.container.merge_plan import Ingredients, Source, plan_merge
 from middleware_api.container.storage import FolderStorage, sha256_of
-from middleware_api.container.tensor_file import (
+from middleware_api.container.weights.merge import write_tensors
+from middleware_api.container.weights.merge_plan import Ingredients, Source, plan_merge
+from middleware_api.container.weights.tensor_file import (
     LazyTensor,
     TensorFile,
     header_of,

@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from middleware_api.container.engine import CheckpointFile, Engine
-from middleware_api.container.ldm_layout import full_checkpoint
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.roles import Roles
+from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.ldm_layout import full_checkpoint
+from middleware_api.container.engine.roles import Roles
+from middleware_api.container.prompts.encoder import PromptEncoder
 
 BAR = 1.3
 # Room for one of them in single precision, and not for two.

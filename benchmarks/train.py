@@ -33,15 +33,15 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from middleware_api import contract
-from middleware_api.container import train_lora
-from middleware_api.container.checkpoint import load_checkpoint
-from middleware_api.container.lean_attention import make_trainable
-from middleware_api.container.packed import unpack
-from middleware_api.container.prompts import TOKENIZER_FOLDER
+from middleware_api.container.engine.checkpoint import load_checkpoint
+from middleware_api.container.engine.lean_attention import make_trainable
+from middleware_api.container.engine.packed import unpack
+from middleware_api.container.prompts.encoder import TOKENIZER_FOLDER
 from middleware_api.container.storage import FolderStorage
-from middleware_api.container.train_job import TrainRun
-from middleware_api.container.train_lora import LoraShape
-from middleware_api.container.train_report import TrainReporter
+from middleware_api.container.training import lora as train_lora
+from middleware_api.container.training.job import TrainRun
+from middleware_api.container.training.lora import LoraShape
+from middleware_api.container.training.report import TrainReporter
 from middleware_api.contract import TrainOrder
 from middleware_api.training_fields import read_request
 

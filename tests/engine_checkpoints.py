@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from middleware_api.container.checkpoint_shapes import TextShape, UNetShape, VaeShape
-from middleware_api.container.families import SD1, SD2, SDXL, SDXL_REFINER, Family, Layout
-from middleware_api.container.ldm_layout import unet_to_ldm, vae_to_ldm
+from middleware_api.container.engine.checkpoint_shapes import TextShape, UNetShape, VaeShape
+from middleware_api.container.engine.families import SD1, SD2, SDXL, SDXL_REFINER, Family, Layout
+from middleware_api.container.engine.ldm_layout import unet_to_ldm, vae_to_ldm
 
 Tensors = dict[str, torch.Tensor]
 

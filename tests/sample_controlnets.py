@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
 
-from middleware_api.container.ldm_layout import UNET_PREFIX, unet_to_ldm
+from middleware_api.container.engine.ldm_layout import UNET_PREFIX, unet_to_ldm
 from tests.engine_checkpoints import TINY, Size, Tensors
 
 HINTS = (16, 32, 96, 256)  # lllyasviel's widths of the hint's own encoder

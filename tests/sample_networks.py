@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from middleware_api.container.unpickle import _tensors as unpickled_tensors
+from middleware_api.container.weights.unpickle import _tensors as unpickled_tensors
 from middleware_api.contract import converted_name, is_pickled
 
 Tensors = dict[str, Tensor]

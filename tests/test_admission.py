@@ -19,11 +19,11 @@ from fastapi.testclient import TestClient
 from safetensors.torch import load
 
 from middleware_api.api.app import create_app
-from middleware_api.container import unpickle
-from middleware_api.container.convert import convert
 from middleware_api.container.errors import ContainerError
 from middleware_api.container.job import JobRunner
 from middleware_api.container.storage import FolderStorage
+from middleware_api.container.weights import unpickle
+from middleware_api.container.weights.convert import convert
 from middleware_api.contract import (
     CheckpointState,
     CheckpointStep,

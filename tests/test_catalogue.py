@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from middleware_api import catalogue
-from middleware_api.container.samplers import SAMPLERS
-from middleware_api.container.schedules import SCHEDULES, resolve_schedule
-from middleware_api.container.upscalers import LATENT_UPSCALERS, PICTURE_UPSCALERS
+from middleware_api.container.extras.upscalers import LATENT_UPSCALERS, PICTURE_UPSCALERS
+from middleware_api.container.samplers.samplers import SAMPLERS
+from middleware_api.container.samplers.schedules import SCHEDULES, resolve_schedule
 
 
 def test_the_samplers_are_the_engines() -> None:

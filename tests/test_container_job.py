@@ -17,7 +17,7 @@ from PIL import Image
 
 from middleware_api import contract
 from middleware_api.container import storage as storage_module
-from middleware_api.container.engine import Engine
+from middleware_api.container.engine.engine import Engine
 from middleware_api.container.errors import (
     BadRequest,
     CheckpointUnreadable,
@@ -28,9 +28,9 @@ from middleware_api.container.errors import (
     WorkerStopping,
 )
 from middleware_api.container.job import JobRunner, parse_invocation
-from middleware_api.container.network_files import hash_without_header
+from middleware_api.container.networks.network_files import hash_without_header
 from middleware_api.container.progress import ProgressReporter, Step
-from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.container.s3_storage import S3Storage
 from middleware_api.container.storage import FolderStorage, OnBytes
 from middleware_api.container.tasks import tasks_of

@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from middleware_api.container import ranged_download, s3_storage
+from middleware_api.container import s3_storage
 from middleware_api.container.errors import (
     BadRequest,
     CheckpointUnreadable,
@@ -33,6 +33,7 @@ from middleware_api.container.errors import (
 )
 from middleware_api.container.s3_storage import S3Storage, s3_client
 from middleware_api.container.storage import FolderStorage, OnBytes, Storage
+from middleware_api.container.weights import ranged_download
 from middleware_api.contract import ContainerCheckpoint
 from tests.aws import BUCKET, REGION, Aws, aws
 from tests.server import REPOSITORY

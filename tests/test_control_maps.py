@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from middleware_api.container.control_maps import fitted, resolution_for
-from middleware_api.container.control_pictures import hint_of, map_of
-from middleware_api.container.control_units import Fit
-from middleware_api.container.request import GenerationRequest, parse_request
+from middleware_api.container.control.maps import fitted, resolution_for
+from middleware_api.container.control.pictures import hint_of, map_of
+from middleware_api.container.control.units import Fit
+from middleware_api.container.engine.request import GenerationRequest, parse_request
 from middleware_api.preprocessors import (
     PREPROCESSORS,
     find_preprocessor,

@@ -21,19 +21,19 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from middleware_api.container import pictures
-from middleware_api.container.checkpoint_shapes import VAE_SCALE, UNetShape
-from middleware_api.container.conditioning import Conditioning, Guidance
-from middleware_api.container.controlnet import ControlNet, config_of, load_controlnet
-from middleware_api.container.denoiser import Guided
-from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.control.controlnet import ControlNet, config_of, load_controlnet
+from middleware_api.container.control.job_control import JobControl
+from middleware_api.container.engine import pictures
+from middleware_api.container.engine.checkpoint_shapes import VAE_SCALE, UNetShape
+from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.request import GenerationRequest, parse_request
+from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable
-from middleware_api.container.job_control import JobControl
-from middleware_api.container.noise import generator_of
-from middleware_api.container.prediction import Prediction
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.prompts.conditioning import Conditioning, Guidance
+from middleware_api.container.prompts.encoder import PromptEncoder
+from middleware_api.container.samplers.denoiser import Guided
+from middleware_api.container.samplers.noise import generator_of
+from middleware_api.container.samplers.prediction import Prediction
 from tests.engine_checkpoints import TINY, TINY_2, TINY_XL, Size, write_checkpoint
 from tests.sample_controlnets import controlnet, write_controlnet
 from tests.test_engine import encoded, mask_of, photo, pixels_of

@@ -8,7 +8,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 
-from middleware_api.container.ldm_layout import unet_to_ldm, vae_to_ldm
+from middleware_api.container.engine.ldm_layout import unet_to_ldm, vae_to_ldm
 from middleware_api.demo.architecture import build_autoencoder, build_unet
 from middleware_api.demo.shapes import Reading, caption, draw, random_scene, read_picture
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from middleware_api.container.checkpoint import load_checkpoint
+from middleware_api.container.engine.checkpoint import load_checkpoint
 from middleware_api.demo import train_autoencoder, train_denoiser
 from middleware_api.demo.architecture import VOCABULARY
 from middleware_api.demo.train import write_checkpoint

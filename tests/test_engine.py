@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.infotext import VERSION
+from middleware_api.container.engine.pictures import read_mask
+from middleware_api.container.engine.request import GenerationRequest, parse_request
+from middleware_api.container.engine.roles import Roles
+from middleware_api.container.engine.tiling import seamless
 from middleware_api.container.errors import JobCancelled
-from middleware_api.container.infotext import VERSION
-from middleware_api.container.pictures import read_mask
 from middleware_api.container.progress import Step
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.roles import Roles
-from middleware_api.container.samplers import SAMPLERS, Sampler
-from middleware_api.container.tiling import seamless
+from middleware_api.container.prompts.encoder import PromptEncoder
+from middleware_api.container.samplers.samplers import SAMPLERS, Sampler
 from tests.engine_checkpoints import write_checkpoint
 
 Pixels = NDArray[np.int16]

@@ -12,12 +12,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from middleware_api.container.checkpoint import StableDiffusion, _to_unet, load_checkpoint
-from middleware_api.container.checkpoint_shapes import text_of, unet_shape_of, vae_shape_of
+from middleware_api.container.engine.checkpoint import StableDiffusion, _to_unet, load_checkpoint
+from middleware_api.container.engine.checkpoint_shapes import text_of, unet_shape_of, vae_shape_of
+from middleware_api.container.engine.families import family_of
+from middleware_api.container.engine.model_cache import ModelCache
 from middleware_api.container.errors import CheckpointUnreadable
-from middleware_api.container.families import family_of
-from middleware_api.container.model_cache import ModelCache
-from middleware_api.container.text_encoders import text_tensors
+from middleware_api.container.prompts.text_encoders import text_tensors
 from tests.engine_checkpoints import (
     SD15,
     SD21,

@@ -31,19 +31,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from middleware_api.container.autoencoding import decode, see
-from middleware_api.container.checkpoint import load_checkpoint
-from middleware_api.container.conditioning import Guidance
-from middleware_api.container.engine import CheckpointFile, Engine, Models, fitted
+from middleware_api.container.engine.autoencoding import decode, see
+from middleware_api.container.engine.checkpoint import load_checkpoint
+from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, fitted
+from middleware_api.container.engine.families import SD2, Layout
+from middleware_api.container.engine.packed import dense
+from middleware_api.container.engine.pictures import to_tensor
+from middleware_api.container.engine.request import GenerationRequest, parse_request
+from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import BadRequest
-from middleware_api.container.families import SD2, Layout
-from middleware_api.container.noise import generator_of
-from middleware_api.container.packed import dense
-from middleware_api.container.pictures import to_tensor
-from middleware_api.container.prediction import Prediction
-from middleware_api.container.prompts import TOKENIZER_FOLDER, PromptEncoder
-from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.prompts.conditioning import Guidance
+from middleware_api.container.prompts.encoder import TOKENIZER_FOLDER, PromptEncoder
+from middleware_api.container.samplers.noise import generator_of
+from middleware_api.container.samplers.prediction import Prediction
 from tests.engine_checkpoints import (
     TINY,
     TINY_2,

@@ -10,9 +10,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from middleware_api.container.lean_attention import LeanAttention, make_lean
-from middleware_api.container.packed import PackedConv2d, dense, pack
-from middleware_api.container.tiling import seamless
+from middleware_api.container.engine.lean_attention import LeanAttention, make_lean
+from middleware_api.container.engine.packed import PackedConv2d, dense, pack
+from middleware_api.container.engine.tiling import seamless
 
 
 @pytest.fixture(autouse=True)

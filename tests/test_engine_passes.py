@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from middleware_api.container import pictures, schedules
-from middleware_api.container.checkpoint_shapes import VAE, VAE_SCALE
-from middleware_api.container.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine import pictures
+from middleware_api.container.engine.checkpoint_shapes import VAE, VAE_SCALE
+from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.request import GenerationRequest, parse_request
+from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import CheckpointUnreadable
 from middleware_api.container.progress import Step
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.prompts.encoder import PromptEncoder
+from middleware_api.container.samplers import schedules
 from tests.engine_checkpoints import random_tensors, write_checkpoint
 from tests.test_engine import encoded, mask_of, photo, pixels_of
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from middleware_api.container import pictures
+from middleware_api.container.engine import pictures
+from middleware_api.container.engine.hires import Target
+from middleware_api.container.engine.request import GenerationRequest, ResizeMode, parse_request
 from middleware_api.container.errors import BadRequest
-from middleware_api.container.hires import Target
-from middleware_api.container.request import GenerationRequest, ResizeMode, parse_request
 
 DOT = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"

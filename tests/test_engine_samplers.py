@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from middleware_api.container import schedules
 from middleware_api.container.errors import BadRequest
-from middleware_api.container.noise import (
+from middleware_api.container.samplers import schedules
+from middleware_api.container.samplers.noise import (
     BrownianTree,
     PhiloxGenerator,
     PictureNoise,
@@ -21,22 +21,22 @@ from middleware_api.container.noise import (
     Variation,
     source_of,
 )
-from middleware_api.container.samplers import SAMPLERS, Sampler, resolve_sampler
-from middleware_api.container.sampling_settings import (
+from middleware_api.container.samplers.samplers import SAMPLERS, Sampler, resolve_sampler
+from middleware_api.container.samplers.sampling_settings import (
     Churn,
     NoiseSource,
     SamplingSettings,
     ScheduleSettings,
     UniPCSettings,
 )
-from middleware_api.container.schedules import (
+from middleware_api.container.samplers.schedules import (
     FIFTY,
     SIGMA_MAX,
     SIGMA_MIN,
     Plan,
     resolve_schedule,
 )
-from middleware_api.container.walk import Walk
+from middleware_api.container.samplers.walk import Walk
 
 SHAPE = (1, 4, 8, 8)
 SPAN = (SIGMA_MIN, SIGMA_MAX)

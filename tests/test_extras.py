@@ -15,14 +15,14 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from middleware_api import contract
-from middleware_api.container import extras
-from middleware_api.container.engine import Engine
+from middleware_api.container.engine.engine import Engine
 from middleware_api.container.errors import BadRequest
+from middleware_api.container.extras import extras
+from middleware_api.container.extras.upscalers import NO_UPSCALER, PictureUpscaler
 from middleware_api.container.job import JobRunner, parse_invocation
-from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.container.storage import FolderStorage
 from middleware_api.container.tasks import tasks_of
-from middleware_api.container.upscalers import NO_UPSCALER, PictureUpscaler
 from tests.sample_upscalers import repeating, write_upscaler
 
 LANCZOS, NEAREST = Image.Resampling.LANCZOS, Image.Resampling.NEAREST

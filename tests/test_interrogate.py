@@ -20,13 +20,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from middleware_api import contract
-from middleware_api.container.engine import Engine
+from middleware_api.container.engine.engine import Engine
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable
 from middleware_api.container.job import JobRunner, parse_invocation
-from middleware_api.container.prompts import PromptEncoder
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.container.storage import FolderStorage
 from middleware_api.container.tasks import tasks_of
-from middleware_api.container.unpickle import _tensors as unpickled_tensors
+from middleware_api.container.weights.unpickle import _tensors as unpickled_tensors
 
 TAGS = ["red_(colour)", "blue", "rating:safe", "absent"]
 

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from middleware_api import contract
-from middleware_api.container import merge as merge_module
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable, ContainerError
 from middleware_api.container.job import JobRunner, parse_invocation
-from middleware_api.container.merge import discarded, merge
 from middleware_api.container.storage import FolderStorage
+from middleware_api.container.weights import merge as merge_module
+from middleware_api.container.weights.merge import discarded, merge
 from middleware_api.contract import CheckpointType, TaskType
 
 Tensors = dict[str, torch.Tensor]

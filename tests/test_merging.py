@@ -19,8 +19,8 @@ from safetensors.torch import load, save
 from middleware_api import contract
 from middleware_api.api.app import create_app
 from middleware_api.container.job import JobRunner
-from middleware_api.container.merge import merge
 from middleware_api.container.storage import FolderStorage
+from middleware_api.container.weights.merge import merge
 from middleware_api.contract import (
     CheckpointState,
     CheckpointType,

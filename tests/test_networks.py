@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from middleware_api.container.adapters import Lora, load_lora
-from middleware_api.container.block_weights import BLOCKS
-from middleware_api.container.checkpoint import StableDiffusion, load_checkpoint
-from middleware_api.container.embeddings import load_embedding
+from middleware_api.container.engine.checkpoint import StableDiffusion, load_checkpoint
 from middleware_api.container.errors import CheckpointUnreadable
-from middleware_api.container.hypernetworks import load_hypernetwork
-from middleware_api.container.job_networks import JobNetworks
-from middleware_api.container.patches import Patch, UsedHypernetwork, UsedLora, patch_of
-from middleware_api.container.prompt_networks import networks_of
+from middleware_api.container.networks.adapters import Lora, load_lora
+from middleware_api.container.networks.block_weights import BLOCKS
+from middleware_api.container.networks.hypernetworks import load_hypernetwork
+from middleware_api.container.networks.job_networks import JobNetworks
+from middleware_api.container.networks.patches import Patch, UsedHypernetwork, UsedLora, patch_of
+from middleware_api.container.prompts.embeddings import load_embedding
+from middleware_api.container.prompts.networks import networks_of
 from tests.engine_checkpoints import write_checkpoint
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

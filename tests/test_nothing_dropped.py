@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.text_settings import SETTINGS as TEXT_SETTINGS
+from middleware_api.container.engine.request import GenerationRequest, parse_request
+from middleware_api.container.prompts.text_settings import SETTINGS as TEXT_SETTINGS
 
 NAMES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("webui_names.json").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from middleware_api.container import pictures
+from middleware_api.container.engine import pictures
 from middleware_api.services.picture_text import NoPicture, parse_parameters, read_texts
 
 TEXT = (

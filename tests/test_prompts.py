@@ -11,23 +11,28 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from middleware_api.container.block_weights import BLOCKS, PRESETS, read_presets
-from middleware_api.container.checkpoint_shapes import TextShape
-from middleware_api.container.conditioning import Conditioning, Guidance, Reading, subprompts_of
-from middleware_api.container.embeddings import Embedding
-from middleware_api.container.emphasis import Emphasis, weighted_parts
-from middleware_api.container.families import SD1
+from middleware_api.container.engine.checkpoint_shapes import TextShape
+from middleware_api.container.engine.families import SD1
 from middleware_api.container.fields import Fields
-from middleware_api.container.prompt_networks import (
+from middleware_api.container.networks.block_weights import BLOCKS, PRESETS, read_presets
+from middleware_api.container.prompts.conditioning import (
+    Conditioning,
+    Guidance,
+    Reading,
+    subprompts_of,
+)
+from middleware_api.container.prompts.embeddings import Embedding
+from middleware_api.container.prompts.emphasis import Emphasis, weighted_parts
+from middleware_api.container.prompts.encoder import PromptEncoder
+from middleware_api.container.prompts.networks import (
     HypernetworkAsk,
     LoraAsk,
     Networks,
     networks_of,
 )
-from middleware_api.container.prompt_schedule import Clock, schedule_of
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.text_encoders import TextEncoder
-from middleware_api.container.text_settings import TextSettings
+from middleware_api.container.prompts.schedule import Clock, schedule_of
+from middleware_api.container.prompts.text_encoders import TextEncoder
+from middleware_api.container.prompts.text_settings import TextSettings
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from botocore.awsrequest import AWSRequest, AWSResponse
 from starlette.testclient import TestClient
 
 from middleware_api import contract
-from middleware_api.container.diffusers_engine import DiffusersEngine
+from middleware_api.container.engine.diffusers_engine import DiffusersEngine
 from middleware_api.container.errors import EngineDown
 from middleware_api.container.job import Answer, Job, JobRunner
 from middleware_api.container.serve import create_app

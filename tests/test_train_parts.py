@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from middleware_api.container.prediction import Prediction
-from middleware_api.container.train_buckets import bucket_sizes, cut_of, fitted, nearest_size
-from middleware_api.container.train_captions import (
+from middleware_api.container.samplers.prediction import Prediction
+from middleware_api.container.training.buckets import bucket_sizes, cut_of, fitted, nearest_size
+from middleware_api.container.training.captions import (
     class_caption,
     instance_caption,
     shuffled,
     words_of_name,
 )
-from middleware_api.container.train_noise import NoiseLoss, Shares, prior_weight
-from middleware_api.container.train_pictures import UnreadablePicture, read_picture
-from middleware_api.container.train_plan import Plan
-from middleware_api.container.train_rates import rate_share
-from middleware_api.container.train_report import LossCurve
-from middleware_api.container.train_sampler import sampler_of
+from middleware_api.container.training.noise import NoiseLoss, Shares, prior_weight
+from middleware_api.container.training.pictures import UnreadablePicture, read_picture
+from middleware_api.container.training.plan import Plan
+from middleware_api.container.training.rates import rate_share
+from middleware_api.container.training.report import LossCurve
+from middleware_api.container.training.sampler import sampler_of
 from middleware_api.training_fields import LR_SCHEDULERS, ConceptSettings, TrainSettings
 
 CPU = torch.device("cpu")

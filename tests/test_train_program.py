@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from middleware_api import contract
-from middleware_api.container.checkpoint import load_checkpoint
-from middleware_api.container.engine import CheckpointFile, Engine
+from middleware_api.container.engine.checkpoint import load_checkpoint
+from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import DiskFull
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.container.storage import FolderStorage
 from middleware_api.contract import TrainOutcome
 from tests.engine_checkpoints import TINY_2, TINY_XL, Size

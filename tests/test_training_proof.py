@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 
 from middleware_api import contract
-from middleware_api.container.engine import CheckpointFile, Engine
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.engine.roles import Roles
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.container.storage import FolderStorage
 from middleware_api.demo.shapes import (
     SHAPES,

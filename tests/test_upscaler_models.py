@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable, JobCancelled
-from middleware_api.container.picture_tiles import Tiles
-from middleware_api.container.upscaler_models import ModelUpscaler, load_upscaler
+from middleware_api.container.extras.picture_tiles import Tiles
+from middleware_api.container.extras.upscaler_models import ModelUpscaler, load_upscaler
 from tests.sample_upscalers import Tensors, esrgan, repeating, write_upscaler
 
 CPU = torch.device("cpu")

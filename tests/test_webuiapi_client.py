@@ -17,7 +17,7 @@ import webuiapi
 from PIL import Image, ImageOps
 from safetensors.torch import save
 
-from middleware_api.container.checkpoint_shapes import UNetShape
+from middleware_api.container.engine.checkpoint_shapes import UNetShape
 from middleware_api.demo.__main__ import CHECKPOINT
 from tests.engine_checkpoints import TINY
 from tests.sample_controlnets import controlnet, ldm_names

@@ -43,6 +43,6 @@ def open_engine(settings: DiffusersSettings | WebUiSettings) -> WorkerEngine:
         from middleware_api.container.webui.engine import WebUiEngine
 
         return WebUiEngine(settings)
-    from middleware_api.container.diffusers_engine import DiffusersEngine
+    from middleware_api.container.engine.diffusers_engine import DiffusersEngine
 
     return DiffusersEngine(settings.cache_bytes, settings.threads)

@@ -15,9 +15,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from middleware_api.container.errors import CheckpointUnreadable, StorageUnreachable
-from middleware_api.container.ranged_download import RangedDownload
 from middleware_api.container.storage import OnBytes, Sink, key_parts
-from middleware_api.container.weights_cache import WeightsCache
+from middleware_api.container.weights.ranged_download import RangedDownload
+from middleware_api.container.weights.weights_cache import WeightsCache
 from middleware_api.contract import MIB, PARTS_MAX, ContainerCheckpoint
 
 ABSENT_SECONDS = 1.0

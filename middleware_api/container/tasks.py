@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from middleware_api.container.convert import convert
-from middleware_api.container.engine import Engine
-from middleware_api.container.extras import upscale
-from middleware_api.container.generation import generate
-from middleware_api.container.interrogate import interrogate
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.generation import generate
+from middleware_api.container.engine.prefetch import prefetch
+from middleware_api.container.extras.extras import upscale
+from middleware_api.container.extras.interrogate import interrogate
 from middleware_api.container.job import Task
-from middleware_api.container.merge import merge
-from middleware_api.container.prefetch import prefetch
+from middleware_api.container.weights.convert import convert
+from middleware_api.container.weights.merge import merge
 from middleware_api.contract import TaskType
 
 

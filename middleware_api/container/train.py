@@ -25,11 +25,11 @@ import transformers.utils.logging
 from middleware_api import contract
 from middleware_api.container import logs
 from middleware_api.container.errors import BadRequest, ContainerError
-from middleware_api.container.make_model import ModelMaker
 from middleware_api.container.object_store import Bucket, objects_of, open_storage
 from middleware_api.container.storage import Storage
-from middleware_api.container.train_job import StopAsked, TrainRun
-from middleware_api.container.train_report import TrainReporter
+from middleware_api.container.training.job import StopAsked, TrainRun
+from middleware_api.container.training.make_model import ModelMaker
+from middleware_api.container.training.report import TrainReporter
 from middleware_api.contract import (
     ContainerCheckpoint,
     ModelOrder,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from middleware_api.container.ldm_layout import full_checkpoint
+from middleware_api.container.engine.ldm_layout import full_checkpoint
 from middleware_api.demo.architecture import build_autoencoder, build_text_encoder, build_unet
 
 

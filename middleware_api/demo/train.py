@@ -10,7 +10,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-from middleware_api.container.ldm_layout import full_checkpoint
+from middleware_api.container.engine.ldm_layout import full_checkpoint
 from middleware_api.demo.train_autoencoder import AutoencoderRecipe, train_autoencoder
 from middleware_api.demo.train_denoiser import (
     Denoiser,

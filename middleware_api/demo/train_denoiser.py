@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from middleware_api.container.prompts import TOKENIZER_FOLDER
+from middleware_api.container.prompts.encoder import TOKENIZER_FOLDER
 from middleware_api.demo.architecture import (
     BETA_END,
     BETA_START,

@@ -25,7 +25,7 @@ import requests
 import torch
 from PIL import Image, ImageDraw
 
-from middleware_api.container.checkpoint_shapes import UNetShape
+from middleware_api.container.engine.checkpoint_shapes import UNetShape
 from tests.engine_checkpoints import TINY
 from tests.parity.kept import Pixels, thinned
 from tests.sample_controlnets import controlnet, write_controlnet

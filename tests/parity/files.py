@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from middleware_api.container.engine import CheckpointFile
-from middleware_api.container.request import GenerationRequest
-from middleware_api.container.roles import Roles
+from middleware_api.container.engine.engine import CheckpointFile
+from middleware_api.container.engine.request import GenerationRequest
+from middleware_api.container.engine.roles import Roles
 from middleware_api.demo.train import CHECKPOINT
 from tests.sample_upscalers import esrgan, repeating, write_pickled, write_upscaler
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from middleware_api.container.engine import CheckpointFile, Engine
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import parse_request
-from middleware_api.container.roles import Roles
+from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.engine.roles import Roles
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.demo.train import CHECKPOINT
 from tests.parity.control import CASES, kept, told, write_networks
 from tests.parity.kept import psnr, thinned

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from middleware_api.container.engine import Engine
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import parse_request
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.prompts.encoder import PromptEncoder
 from tests.parity.families import CASES, FamilyCase, files_of, write_all
 from tests.parity.kept import FAMILIES_FILE, psnr, read_kept, thinned
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from middleware_api.container.engine import Engine
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import parse_request
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.request import parse_request
+from middleware_api.container.prompts.encoder import PromptEncoder
 from tests.parity.cases import CASES, SAMPLERS, Case
 from tests.parity.files import roles_of, write_upscalers
 from tests.parity.kept import KEPT, psnr, read_kept, thinned

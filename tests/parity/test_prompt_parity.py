@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from middleware_api.container.engine import CheckpointFile, Engine
-from middleware_api.container.prompts import PromptEncoder
-from middleware_api.container.request import GenerationRequest, parse_request
-from middleware_api.container.roles import Roles, choose_files
+from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.request import GenerationRequest, parse_request
+from middleware_api.container.engine.roles import Roles, choose_files
+from middleware_api.container.prompts.encoder import PromptEncoder
 from middleware_api.contract import CheckpointType, ContainerCheckpoint
 from middleware_api.demo.train import CHECKPOINT
 from tests.parity.prompts import CASES, fields_of, recorded

@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
+from middleware_api.container.engine.named import find_named
 from middleware_api.container.errors import BadRequest, EngineFailed, JobCancelled, WorkerStopping
 from middleware_api.container.fields import Fields, read_fields
 from middleware_api.container.job import Answer, Job, Task
-from middleware_api.container.named import find_named
 from middleware_api.container.webui.driven import DrivenWebUi
 from middleware_api.container.webui.watch import Watch
 from middleware_api.contract import CheckpointType, ContainerCheckpoint, TaskType
@@ -50,13 +50,13 @@ def tasks_of(webui: DrivenWebUi) -> Mapping[str, Task]:
 
 
 def _merge(job: Job) -> Answer:
-    from middleware_api.container.merge import merge
+    from middleware_api.container.weights.merge import merge
 
     return merge(job)
 
 
 def _convert(job: Job) -> Answer:
-    from middleware_api.container.convert import convert
+    from middleware_api.container.weights.convert import convert
 
     return convert(job)
 

@@ -349,8 +349,8 @@ def _write_pickled(place: Path, path: Path, file: ContainerCheckpoint) -> bool:
         return False
     import torch
 
-    from middleware_api.container.hypernetworks import trained_form
-    from middleware_api.container.upscaler_models import bare_weights
+    from middleware_api.container.extras.upscaler_models import bare_weights
+    from middleware_api.container.networks.hypernetworks import trained_form
 
     is_upscaler = file["type"] == CheckpointType.ESRGAN.value
     content = (bare_weights if is_upscaler else trained_form)(path, file["name"])
