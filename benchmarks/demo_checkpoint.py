@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.prompts.encoder import PromptEncoder
@@ -53,7 +54,9 @@ def answers(
     """Random prompts through the engine; `fields` are the WebUI's, such as steps."""
     engine = Engine(torch.device("cpu"), 10**9, PromptEncoder())
     rng = random.Random(seed)
-    with engine.load(Roles(CheckpointFile(checkpoint, checkpoint.name, "demo", ""))) as model:
+    with engine.loader.load(
+        Roles(CheckpointFile(checkpoint, checkpoint.name, "demo", ""))
+    ) as model:
         for number in range(count):
             scene = random_scene(rng)
             asked = {"prompt": caption(scene), "seed": number, "width": SIDE, "height": SIDE}

@@ -40,8 +40,9 @@ from aws_extension.uploader import upload_checkpoint
 from benchmarks.switch import write_random
 from benchmarks.timing import program
 from middleware_api.container.engine import pictures
-from middleware_api.container.engine.engine import CheckpointFile, Engine, Models
+from middleware_api.container.engine.engine import Engine
 from middleware_api.container.engine.lean_attention import LeanAttention
+from middleware_api.container.engine.loading import CheckpointFile, Models
 from middleware_api.container.engine.packed import PackedConv2d
 from middleware_api.container.engine.request import parse_request
 from middleware_api.container.engine.roles import Roles
@@ -67,13 +68,13 @@ class Ours:
     def make(self, body: dict[str, Any]) -> None:
         """Pictures, up to the encoded file."""
         request = parse_request("txt2img", json.dumps(body).encode(), random.Random())
-        with self._engine.load(Roles(self._file)) as models:
+        with self._engine.loader.load(Roles(self._file)) as models:
             for picture in self._engine.generate(models, request, lambda step: None):
                 pictures.encode(picture.image, "png", picture.infotext)
 
     def models(self) -> Models:
         """The loaded modules."""
-        with self._engine.load(Roles(self._file)) as models:
+        with self._engine.loader.load(Roles(self._file)) as models:
             return models
 
 

@@ -86,7 +86,7 @@ def of_the_webui(url: str, case: Case, folder: Path) -> Image.Image:
 
 def of_the_engine(engine: Engine, upscalers: Path, case: Case) -> Image.Image:
     request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
-    with engine.load(roles_of(request, upscalers)) as models:
+    with engine.loader.load(roles_of(request, upscalers)) as models:
         (picture,) = engine.generate(models, request, lambda step: None)
     return picture.image.convert("RGB")
 

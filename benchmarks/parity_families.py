@@ -57,7 +57,7 @@ def of_the_webui(url: str, case: FamilyCase, folder: Path) -> Image.Image:
 def of_the_engine(engine: Engine, case: FamilyCase, folder: Path) -> Image.Image:
     request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
     assert request.warnings == ()
-    with engine.load(files_of(case, folder)) as loaded:
+    with engine.loader.load(files_of(case, folder)) as loaded:
         return [*engine.generate(loaded, request, lambda step: None)][-1].image
 
 

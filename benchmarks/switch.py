@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
 from middleware_api.container.engine.ldm_layout import full_checkpoint
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.prompts.encoder import PromptEncoder
 
@@ -94,7 +95,7 @@ def main() -> int:
 
     def switch_to(path: Path) -> None:
         file = CheckpointFile(path, path.name, path.name, path.name)
-        with engine.load(Roles(file)):
+        with engine.loader.load(Roles(file)):
             pass
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -485,7 +485,7 @@ def test_each_failure_says_what_to_do(runner: JobRunner, storage: Watched) -> No
     refused(BadRequest, "hr_checkpoint_name 'absent' is not among the job's checkpoints")
     submit(storage)
     refused(BadRequest, "names no Stable-diffusion checkpoint", checkpoints=[])
-    refused(BadRequest, "Task type 'interrogate'", task_type="interrogate")
+    refused(BadRequest, "Task type 'restyle'", task_type="restyle")
     refused(BadRequest, "is not a relative path", params_key="../secrets")
     gone = {**invocation()["checkpoints"][0], "key": "gone.safetensors"}
     refused(CheckpointUnreadable, "is not in the object store", checkpoints=[gone])
@@ -616,4 +616,4 @@ def test_a_prefetch_leaves_the_checkpoint_in_memory_and_makes_nothing(storage: W
     result = runner.run(cast(contract.Invocation, asked))
     assert (result["status"], result["images"]) == ("succeed", [])
     told = asked["checkpoints"][0]
-    assert engine.cache.keys == [told["sha256"] or told["key"]]
+    assert engine.loader.checkpoints.keys == [told["sha256"] or told["key"]]

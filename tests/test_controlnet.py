@@ -25,7 +25,8 @@ from middleware_api.container.control.controlnet import ControlNet, config_of, l
 from middleware_api.container.control.job_control import JobControl
 from middleware_api.container.engine import pictures
 from middleware_api.container.engine.checkpoint_shapes import VAE_SCALE, UNetShape
-from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.engine import Engine, Picture
+from middleware_api.container.engine.loading import CheckpointFile, Models
 from middleware_api.container.engine.request import GenerationRequest, parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable
@@ -80,7 +81,7 @@ class Studio:
 
     def models(self, request: GenerationRequest) -> Iterator[Models]:
         nets = tuple(self.file(unit.model) for unit in request.control.units)
-        with self.engine.load(Roles(self.file("tiny"), controlnets=nets)) as models:
+        with self.engine.loader.load(Roles(self.file("tiny"), controlnets=nets)) as models:
             yield models
 
     def all(self, *units: Unit, **fields: object) -> list[Picture]:
@@ -444,7 +445,7 @@ def test_later_families_are_steered_too(studio: Studio, weights: Path, size: Siz
     seen: list[tuple[Any, dict[str, Any]]] = []
     request = studio.request(unit(net), steps=1)
     files = Roles(studio.file(base), controlnets=(studio.file(net),))
-    with studio.engine.load(files) as models:
+    with studio.engine.loader.load(files) as models:
         hook = models.main.unet.register_forward_pre_hook(
             lambda module, inputs, more: seen.append((inputs, more)), with_kwargs=True
         )

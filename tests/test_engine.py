@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.engine import Engine, Picture
 from middleware_api.container.engine.infotext import VERSION
+from middleware_api.container.engine.loading import CheckpointFile, Models
 from middleware_api.container.engine.pictures import read_mask
 from middleware_api.container.engine.request import GenerationRequest, parse_request
 from middleware_api.container.engine.roles import Roles
@@ -39,7 +40,7 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def model(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
     path = write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny, small.safetensors")
-    with engine.load(Roles(CheckpointFile(path, path.name, "key", ""))) as loaded:
+    with engine.loader.load(Roles(CheckpointFile(path, path.name, "key", ""))) as loaded:
         yield loaded
 
 

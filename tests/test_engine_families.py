@@ -33,8 +33,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from middleware_api.container.engine.autoencoding import decode, see
 from middleware_api.container.engine.checkpoint import load_checkpoint
-from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, fitted
+from middleware_api.container.engine.engine import Engine, fitted
 from middleware_api.container.engine.families import SD2, Layout
+from middleware_api.container.engine.loading import CheckpointFile, Models
 from middleware_api.container.engine.packed import dense
 from middleware_api.container.engine.pictures import to_tensor
 from middleware_api.container.engine.request import GenerationRequest, parse_request
@@ -227,7 +228,7 @@ def test_sd2_reads_prompts_as_diffusers_does(
     engine: Engine, files: Files, two: StableDiffusionPipeline
 ) -> None:
     request = request_of(clip_skip=3)  # which SD 2.x takes no notice of
-    with engine.load(Roles(files.of("two"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("two"))) as models, torch.inference_mode():
         ours = guidance_of(engine, models, request).at(0)
         theirs = two.encode_prompt(request.prompt, "cpu", 1, True, request.negative_prompt)
     for mine, other in zip(ours, theirs, strict=True):
@@ -244,7 +245,7 @@ def test_an_sd2_that_answers_with_velocity_makes_diffusers_picture(
         file = files.made("with key", TINY_2, {"v_pred": torch.zeros(0)})
     else:
         file = files.made("told", TINY_2, {}, **{"modelspec.prediction_type": "v"})
-    with engine.load(Roles(file)) as models:
+    with engine.loader.load(Roles(file)) as models:
         (ours,) = pictures_of(engine, models, request)
     assert_same(ours, picture_of(two, request))
 
@@ -258,11 +259,11 @@ def test_an_sd2_is_asked_what_it_answers_with(engine: Engine, files: Files) -> N
             f"{last}bias": torch.full((4,), answer),
         }
         file = files.made(f"answers {answer}", TINY_2, weights)
-        with engine.load(Roles(file)) as models:
+        with engine.loader.load(Roles(file)) as models:
             assert models.main.prediction is expected
     for name, size in (("xl", TINY_XL), ("one", TINY)):  # others are believed
         weights = {f"{last}weight": torch.zeros(4, 32, 3, 3), f"{last}bias": torch.full((4,), -2.0)}
-        with engine.load(Roles(files.made(f"silent {name}", size, weights))) as models:
+        with engine.loader.load(Roles(files.made(f"silent {name}", size, weights))) as models:
             assert models.main.prediction is Prediction.NOISE
 
 
@@ -270,7 +271,7 @@ def test_sdxl_reads_prompts_as_diffusers_does(
     engine: Engine, files: Files, xl: StableDiffusionXLPipeline
 ) -> None:
     request = request_of(clip_skip=3)
-    with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("xl"))) as models, torch.inference_mode():
         towards, away = guidance_of(engine, models, request).at(0)
         tokens, no_tokens, pooled, no_pooled = xl.encode_prompt(
             request.prompt, device="cpu", negative_prompt=request.negative_prompt
@@ -285,7 +286,7 @@ def test_sdxl_makes_diffusers_picture(
     engine: Engine, files: Files, xl: StableDiffusionXLPipeline
 ) -> None:
     request = request_of(batch_size=2)
-    with engine.load(Roles(files.of("xl"))) as models:
+    with engine.loader.load(Roles(files.of("xl"))) as models:
         ours, _ = pictures_of(engine, models, request)
     assert_same(ours, picture_of(xl, request))
 
@@ -294,7 +295,7 @@ def test_an_empty_negative_prompt_is_nothing_to_sdxl(
     engine: Engine, files: Files, xl: StableDiffusionXLPipeline
 ) -> None:
     request = request_of(negative_prompt="")
-    with engine.load(Roles(files.of("xl"))) as models:
+    with engine.loader.load(Roles(files.of("xl"))) as models:
         (ours,) = pictures_of(engine, models, request)
         _, away = guidance_of(engine, models, request_of(negative_prompt=" ")).at(0)
     assert_same(ours, picture_of(xl, request))
@@ -306,13 +307,13 @@ def test_sdxl_is_told_the_size_and_what_was_cut(
 ) -> None:
     settings = {"sdxl_crop_top": 8, "sdxl_crop_left": 16}
     request = request_of(height=48, override_settings=settings)
-    with engine.load(Roles(files.of("xl"))) as models:
+    with engine.loader.load(Roles(files.of("xl"))) as models:
         (ours,) = pictures_of(engine, models, request)
     noise = torch.randn(1, 4, 6, 4, generator=generator_of(request.seed))
     told = {"height": 48, "crops_coords_top_left": (8, 16), "latents": noise}
     assert_same(ours, picture_of(xl, request, **told))
     hires = {"enable_hr": True, "hr_resize_x": 80, "hr_resize_y": 48, "denoising_strength": 0.5}
-    with engine.load(Roles(files.of("xl"))) as models:
+    with engine.loader.load(Roles(files.of("xl"))) as models:
         told = guidance_of(engine, models, request_of(**hires)).numbers
     assert tuple(told.tolist()) == (
         80,
@@ -330,7 +331,7 @@ def test_a_refiner_goes_on_where_diffusers_hands_over(
     refiner = loaded(files, "refiner", StableDiffusionXLImg2ImgPipeline, add_watermarker=False)
     switch = {"refiner_checkpoint": "refiner.safetensors", "refiner_switch_at": 0.6}
     request = request_of(steps=5, **switch)
-    with engine.load(Roles(files.of("xl"), refiner=files.of("refiner"))) as models:
+    with engine.loader.load(Roles(files.of("xl"), refiner=files.of("refiner"))) as models:
         (ours,) = pictures_of(engine, models, request)
     sized = {"height": SIDE, "width": SIDE}
     with torch.inference_mode():
@@ -364,7 +365,7 @@ def test_long_prompts_of_sdxl_are_read_in_chunks(
     """Each as a prompt of its own; what the whole text means is told of the first one alone."""
     parts = ("a red circle", "a green ring", "blue")
     request = request_of(prompt=" BREAK ".join(parts), negative_prompt="x AND y")
-    with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("xl"))) as models, torch.inference_mode():
         towards, away = guidance_of(engine, models, request).at(0)
         alone = [xl.encode_prompt(part, device="cpu") for part in parts]
     assert close(towards.tokens[0], torch.cat([tokens[0] for tokens, *_ in alone]))
@@ -375,7 +376,7 @@ def test_long_prompts_of_sdxl_are_read_in_chunks(
 def test_emphasis_weighs_each_of_sdxls_encoders_by_itself(
     engine: Engine, files: Files, xl: StableDiffusionXLPipeline
 ) -> None:
-    with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("xl"))) as models, torch.inference_mode():
         towards, _ = guidance_of(engine, models, request_of(prompt="a (red:1.5) circle")).at(0)
         plain, _, pooled, _ = xl.encode_prompt("a red circle", device="cpu")
     weights = torch.ones(77, 1)
@@ -392,7 +393,7 @@ def test_the_first_of_sdxls_encoders_has_a_clip_skip_if_asked(
 ) -> None:
     settings = {"sdxl_clip_l_skip": True}
     request = request_of(clip_skip=3, override_settings=settings)
-    with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("xl"))) as models, torch.inference_mode():
         towards, _ = guidance_of(engine, models, request).at(0)
         ids = xl.tokenizer(request.prompt, padding="max_length", return_tensors="pt").input_ids
         first = xl.text_encoder(ids, output_hidden_states=True).hidden_states[-3]
@@ -423,7 +424,7 @@ def test_an_inpainting_model_sees_an_empty_picture_where_there_is_none(
 ) -> None:
     request = request_of()
     pipeline = loaded(files, name, kind, **options)
-    with engine.load(Roles(files.of(name))) as models:
+    with engine.loader.load(Roles(files.of(name))) as models:
         scale = models.main.vae_scale
         (ours,) = pictures_of(engine, models, request)
         assert engine.text_parameters(models, request) == texts
@@ -441,7 +442,7 @@ def test_an_inpainting_model_sees_what_the_mask_leaves(engine: Engine, files: Fi
     fields = {"init_images": [encoded(image)], "mask": encoded(mask), "mask_blur": 0}
     whole = {"inpaint_full_res": False, "inpainting_fill": 1}
     inpaint = loaded(files, "inpainting", StableDiffusionInpaintPipeline, safety_checker=None)
-    with engine.load(Roles(files.of("inpainting"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("inpainting"))) as models, torch.inference_mode():
         shown = engine.start_of(models.main, request_of(**fields, **whole))([1]).picture
         halves = {"override_settings": {"inpainting_mask_weight": 0.5}}
         weaker = engine.start_of(models.main, request_of(**fields, **whole, **halves))([1]).picture
@@ -459,7 +460,7 @@ def test_an_inpainting_model_sees_what_the_mask_leaves(engine: Engine, files: Fi
 
 def test_a_second_pass_of_an_inpainting_model_makes_all_anew(engine: Engine, files: Files) -> None:
     hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.7}
-    with engine.load(Roles(files.of("inpainting"))) as models:
+    with engine.loader.load(Roles(files.of("inpainting"))) as models:
         (made,) = pictures_of(engine, models, request_of(**hires))
         weaker = {"override_settings": {"inpainting_mask_weight": 0.2}}
         (other,) = pictures_of(engine, models, request_of(**hires, **weaker))
@@ -471,10 +472,10 @@ def test_a_schedule_down_from_nothing_of_the_picture(
     engine: Engine, files: Files, two: StableDiffusionPipeline
 ) -> None:
     keys = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
-    with engine.load(Roles(files.made("zero", TINY_2, keys))) as models:
+    with engine.loader.load(Roles(files.made("zero", TINY_2, keys))) as models:
         (by_key,) = pictures_of(engine, models, request_of())
     setting = {"override_settings": {"sd_noise_schedule": "Zero Terminal SNR"}}
-    with engine.load(Roles(files.made("v", TINY_2, {"v_pred": torch.zeros(0)}))) as models:
+    with engine.loader.load(Roles(files.made("v", TINY_2, {"v_pred": torch.zeros(0)}))) as models:
         (by_setting,) = pictures_of(engine, models, request_of(**setting))
     assert np.array_equal(by_key, by_setting)
     usual = two.scheduler
@@ -489,7 +490,7 @@ def test_align_your_steps_has_a_table_for_sdxl(engine: Engine, files: Files) -> 
     request = request_of(steps=11, scheduler="Align Your Steps")
     levels = {}
     for name in ("one", "xl"):
-        with engine.load(Roles(files.of(name))) as models:
+        with engine.loader.load(Roles(files.of(name))) as models:
             levels[name] = fitted(request, models).plan.sigmas
     assert levels["one"][:3] == pytest.approx((14.615, 6.475, 3.861))
     assert levels["xl"][:3] == pytest.approx((14.615, 6.315, 3.771))
@@ -515,11 +516,11 @@ def test_an_embedding_for_sdxl_has_vectors_for_both_encoders(
         for name in ("glow", "narrow")
     )
     request = request_of(prompt="a (glow:1.2) ring, narrow")
-    with engine.load(Roles(files.of("xl"), embeddings=named)) as models:
+    with engine.loader.load(Roles(files.of("xl"), embeddings=named)) as models:
         towards, _ = guidance_of(engine, models, request).at(0)
         warnings = engine.warnings(models, request)
         texts = engine.text_parameters(models, request)
-    with engine.load(Roles(files.of("xl"))) as models:
+    with engine.loader.load(Roles(files.of("xl"))) as models:
         written = request_of(prompt="a (bright red:1.2) ring, narrow")
         expected, _ = guidance_of(engine, models, written).at(0)
     assert close(towards.tokens, expected.tokens)
@@ -550,7 +551,7 @@ def patched(engine: Engine, files: Files, name: str, tensors: Tensors, **metadat
     save_file(tensors, path, metadata)
     file = CheckpointFile(path, path.name, path.name, path.name)
     request = request_of(prompt=f"a <lora:{path.stem}:0.5>")
-    with engine.load(Roles(files.of(name), loras=(file,))) as models:
+    with engine.loader.load(Roles(files.of(name), loras=(file,))) as models:
         patch = models.networks.patch(models.main, engine._asks(request)[0].networks)
         changed = {}
         parts = {"unet": models.main.unet}
@@ -626,12 +627,12 @@ def test_models_that_cannot_work_together_are_refused(engine: Engine, files: Fil
         (Roles(files.of("xl"), refiner=files.of("one")), "one.safetensors cannot refine what xl"),
         (Roles(files.of("one"), refiner=files.of("inpainting")), "is an inpainting model"),
     ):
-        with pytest.raises(BadRequest, match=words), engine.load(roles):
+        with pytest.raises(BadRequest, match=words), engine.loader.load(roles):
             pass
-    with engine.load(Roles(files.of("one"), refiner=files.of("two"))):
+    with engine.loader.load(Roles(files.of("one"), refiner=files.of("two"))):
         pass  # they read each other's latents
     hires = {"enable_hr": True, "hr_checkpoint_name": "xl.safetensors", "hr_scale": 1.5}
-    with engine.load(Roles(files.of("one"), second_pass=files.of("xl"))) as models:
+    with engine.loader.load(Roles(files.of("one"), second_pass=files.of("xl"))) as models:
         with pytest.raises(BadRequest, match="cannot go on with the latents of one"):
             pictures_of(engine, models, request_of(**hires))
         (made,) = pictures_of(engine, models, request_of(**hires, hr_upscaler="Lanczos"))
@@ -659,14 +660,14 @@ def test_a_vae_that_seems_of_another_family_is_doubted(engine: Engine, files: Fi
         vae = CheckpointFile(files.folder / name, name, name, name)
         found = []
         for model in ("one", "xl"):
-            with engine.load(Roles(files.of(model), vae=vae)) as models:
+            with engine.loader.load(Roles(files.of(model), vae=vae)) as models:
                 found += engine.warnings(models, request_of())
         assert len(found) == len(doubts)
         assert all(doubt in warning for doubt, warning in zip(doubts, found, strict=True))
 
 
 def test_a_vae_that_overflows_in_halves_goes_on_in_singles(engine: Engine, files: Files) -> None:
-    with engine.load(Roles(files.of("xl"))) as models, torch.inference_mode():
+    with engine.loader.load(Roles(files.of("xl"))) as models, torch.inference_mode():
         file = files.of("xl")  # anew: a VAE that has been used cannot be copied
         anew = load_checkpoint(file.path, file.name, "", torch.device("cpu"), torch.float32)
         vae = anew.vae

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from middleware_api.container.engine import pictures
 from middleware_api.container.engine.checkpoint_shapes import VAE, VAE_SCALE
-from middleware_api.container.engine.engine import CheckpointFile, Engine, Models, Picture
+from middleware_api.container.engine.engine import Engine, Picture
+from middleware_api.container.engine.loading import CheckpointFile, Models
 from middleware_api.container.engine.request import GenerationRequest, parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import CheckpointUnreadable
@@ -58,7 +59,7 @@ class Studio:
 
     def models(self, **roles: str) -> Iterator[Models]:
         files = {role: self.file(name) for role, name in ({"main": "a"} | roles).items()}
-        with self.engine.load(Roles(**files)) as models:
+        with self.engine.loader.load(Roles(**files)) as models:
             yield models
 
     def file(self, name: str) -> CheckpointFile:

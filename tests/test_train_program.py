@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from middleware_api import contract
 from middleware_api.container.engine.checkpoint import load_checkpoint
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import DiskFull
@@ -42,7 +43,7 @@ def pixels(store: Store, prompt: str, lora: str | None = None) -> np.ndarray:
     )
     body = b'{"prompt": "%s", "seed": 3, "steps": 2, "width": 64, "height": 64}' % prompt.encode()
     request = parse_request("txt2img", body, random.Random(0))
-    with engine.load(Roles(base, loras=tuple(loras))) as models:
+    with engine.loader.load(Roles(base, loras=tuple(loras))) as models:
         (made,) = engine.generate(models, request, lambda step: None)
     return np.asarray(made.image)
 

@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from middleware_api import contract
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.prompts.encoder import PromptEncoder
@@ -144,7 +145,7 @@ def pictures_of(lora: Path, prompts: list[str]) -> list[Pixels]:
         loras=(CheckpointFile(lora, "bar.safetensors", "bar", "bar"),),
     )
     found = []
-    with engine.load(files) as models:
+    with engine.loader.load(files) as models:
         for seed, prompt in enumerate(prompts):
             fields = {"prompt": prompt, "seed": seed, "width": SIDE, "height": SIDE, "steps": 15}
             request = parse_request("txt2img", json.dumps(fields).encode(), random.Random(0))

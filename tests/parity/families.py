@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from middleware_api.container.engine.checkpoint_shapes import TextShape, UNetShape, VaeShape
-from middleware_api.container.engine.engine import CheckpointFile
 from middleware_api.container.engine.families import SD1, SD2, SDXL, SDXL_REFINER, Layout
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.roles import Roles
 from tests.engine_checkpoints import Size, Tensors, random_tensors
 from tests.parity.cases import drawn_mask, drawn_scene

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from middleware_api.container.engine.engine import CheckpointFile
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import GenerationRequest
 from middleware_api.container.engine.roles import Roles
 from middleware_api.demo.train import CHECKPOINT

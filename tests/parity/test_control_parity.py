@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.prompts.encoder import PromptEncoder
@@ -42,7 +43,7 @@ def test_a_picture_and_its_maps_are_the_extensions(engine: Engine, folder: Path,
     names = [unit.model for unit in request.control.units]
     nets = tuple(CheckpointFile(folder / f"{name}.safetensors", name, name, "") for name in names)
     demo = CheckpointFile(CHECKPOINT, CHECKPOINT.name, "demo", "")
-    with engine.load(Roles(demo, controlnets=nets)) as models:
+    with engine.loader.load(Roles(demo, controlnets=nets)) as models:
         picture, *maps = engine.generate(models, request, lambda step: None)
     (expected, *seen), written = EXPECTED[case]
     assert psnr(thinned(picture.image), expected) >= BAR_DB

@@ -48,7 +48,7 @@ def test_every_case_has_its_picture() -> None:
 def likeness(engine: Engine, folder: Path, case: FamilyCase) -> float:
     request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
     assert request.warnings == ()
-    with engine.load(files_of(case, folder)) as models:
+    with engine.loader.load(files_of(case, folder)) as models:
         assert engine.warnings(models, request) == []
         *_, picture = engine.generate(models, request, lambda step: None)
     return psnr(thinned(picture.image), read_kept(FAMILIES_FILE)[case.name])

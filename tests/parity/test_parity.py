@@ -44,6 +44,6 @@ def test_the_kept_pictures_show_every_sampler() -> None:
 def test_a_picture_is_the_webuis(engine: Engine, upscalers: Path, case: Case) -> None:
     request = parse_request(case.task, json.dumps(case.body).encode(), random.Random(0))
     assert request.warnings == ()
-    with engine.load(roles_of(request, upscalers)) as models:
+    with engine.loader.load(roles_of(request, upscalers)) as models:
         (picture,) = engine.generate(models, request, lambda step: None)
     assert psnr(thinned(picture.image), read_kept()[case.name]) >= BAR_DB

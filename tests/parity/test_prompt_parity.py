@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import GenerationRequest, parse_request
 from middleware_api.container.engine.roles import Roles, choose_files
 from middleware_api.container.prompts.encoder import PromptEncoder
@@ -69,7 +70,7 @@ class Studio:
 
     def make(self, case: str) -> tuple[Image.Image, str]:
         request, files = self.ask(case)
-        with self._engine.load(files) as models:
+        with self._engine.loader.load(files) as models:
             *_, last = self._engine.generate(models, request, lambda step: None)
         return last.image, last.infotext
 

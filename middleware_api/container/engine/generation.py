@@ -7,7 +7,8 @@ import random
 from dataclasses import dataclass, field
 
 from middleware_api.container.engine import infotext, pictures
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.request import GenerationRequest, parse_request
 from middleware_api.container.engine.roles import Roles, choose_files
 from middleware_api.container.job import Answer, Job
@@ -55,7 +56,7 @@ def _make(
 
     fetched = files.each(fetch)
     job.progress.phase("loading checkpoint")
-    with engine.load(fetched) as models:
+    with engine.loader.load(fetched) as models:
         made.names = models.names
         made.texts = engine.text_parameters(models, request)
         made.warnings += engine.warnings(models, request)

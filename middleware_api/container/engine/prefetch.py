@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.job import Answer, Job
 
@@ -13,7 +14,7 @@ def prefetch(engine: Engine, job: Job) -> Answer:
         for told in job.invocation["checkpoints"]:
             path = job.weights(told)
             job.progress.phase("loading checkpoint")
-            with engine.load(
+            with engine.loader.load(
                 Roles(CheckpointFile(path, told["name"], told["key"], told["sha256"]))
             ):
                 pass

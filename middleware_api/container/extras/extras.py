@@ -12,9 +12,10 @@ from PIL import Image
 
 from middleware_api import contract
 from middleware_api.container.engine import pictures
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
 from middleware_api.container.engine.ignored import NO_FACES
 from middleware_api.container.engine.infotext import parameters_line
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.engine.roles import find_upscaler
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.extras.picture_tiles import Tiles, parse_tiles
@@ -152,7 +153,7 @@ def _loaded(
         told = files[upscaler]
         file = CheckpointFile(job.weights(told), told["name"], told["key"], told["sha256"])
         job.progress.phase("loading upscaler")
-        return ModelUpscaler(lent.enter_context(engine.upscaler(file)), request.tiles)
+        return ModelUpscaler(lent.enter_context(engine.loader.upscaler(file)), request.tiles)
 
     return Upscalers(ready(request.first), ready(request.second) if request.blends else NO_UPSCALER)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from middleware_api.container.engine.engine import CheckpointFile, Engine
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import CheckpointFile
 from middleware_api.container.errors import BadRequest
 from middleware_api.container.fields import Fields, decode_image, read_fields
 from middleware_api.container.job import Answer, Job
@@ -69,7 +70,7 @@ def interrogate(engine: Engine, job: Job) -> Answer:
     with job.until_cancelled():
         file = CheckpointFile(job.weights(told), told["name"], told["key"], told["sha256"])
         job.progress.phase("interrogating")
-        with engine.tagger(file) as tagger:
+        with engine.loader.tagger(file) as tagger:
             job.stop_if_asked()
             caption = shown.text(tagger.scores(image))
     info = {"caption": caption, "warnings": _warnings(fields, settings)}

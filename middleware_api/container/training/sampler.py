@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from middleware_api.container.engine.checkpoint import StableDiffusion
-from middleware_api.container.engine.engine import Engine, Models
+from middleware_api.container.engine.engine import Engine
+from middleware_api.container.engine.loading import Models
 from middleware_api.container.engine.request import parse_request
 from middleware_api.container.engine.roles import Roles
 from middleware_api.container.errors import BadRequest
