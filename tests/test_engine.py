@@ -376,6 +376,6 @@ def test_models_are_kept_within_the_cache(engine: Engine, tmp_path: Path) -> Non
     size = 2 * files[0].path.stat().st_size  # halves in the file, singles in memory
     small = Engine(torch.device("cpu"), int(2.5 * size), PromptEncoder())
     for file in (files[0], files[1], files[0], files[2]):
-        with small.load(Roles(file)) as models:
+        with small.loader.load(Roles(file)) as models:
             assert models.main.n_bytes <= size
-    assert small.cache.keys == ["0", "2"]
+    assert small.loader.checkpoints.keys == ["0", "2"]
