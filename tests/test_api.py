@@ -45,8 +45,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
             "POST",
             "/inference/v2",
             {"task_type": "interrogate", "models": MODELS},
-            501,
-            "interrogate",
+            404,
+            "absent",
         ),
         ("POST", "/inference/v2", {"task_type": "txt2img", "models": {}}, 422, "to sample with"),
         (

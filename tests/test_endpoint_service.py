@@ -51,6 +51,14 @@ def test_an_endpoint_that_cannot_be_scaled_as_asked_has_failed(world: World) -> 
     assert (failed.state, failed.error) == (EndpointState.FAILED, "AWS does not scale it.")
 
 
+def test_a_name_given_twice_is_deleted_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = world.deploy("a")
+    gone = EndpointChanged(endpoint.id, EndpointState.DELETED)
+    monkeypatch.setattr(world.compute, "delete", lambda it: world.events.endpoint_changed(gone))
+    world.services.endpoints.delete(["a", "a"])
+    assert world.services.endpoints.get(endpoint.id).state is EndpointState.DELETED
+
+
 def test_what_an_endpoint_leaves_is_cleared_away_once_it_is_gone(world: World) -> None:
     endpoint = world.deploy("a")
     world.services.endpoints.delete(["a"])

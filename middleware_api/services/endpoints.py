@@ -128,7 +128,7 @@ class EndpointService:
     def delete(self, names: Collection[str]) -> None:
         """Begin to delete all of them; raises NotFound afterwards if some were unknown."""
         unknown = []
-        for name in names:
+        for name in dict.fromkeys(names):
             try:
                 endpoint = self.find(name)
             except NotFound:
