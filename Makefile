@@ -30,10 +30,13 @@ ui: .venv-webui/ready
 test: test-middleware test-extension
 
 test-middleware: .venv/ready
-	.venv/bin/python -m pytest -q -n 2 --dist loadgroup --ignore=tests/extension
+	.venv/bin/python -m pytest -q $(BY_FILE) --ignore=tests/extension
 
 test-extension: .venv/ready .venv-webui/ready
-	.venv-webui/bin/python -m pytest -q -n 2 tests/extension
+	.venv-webui/bin/python -m pytest -q $(BY_FILE) tests/extension
+
+# A file's tests in one process: they share servers and browsers that take seconds to start.
+BY_FILE = -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/ready
 	.venv/bin/python -m middleware_api.api.reference

@@ -10,13 +10,6 @@ import pytest
 from tests.server import Server
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Who shares a server that takes long to start goes to one process (`--dist loadgroup`)."""
-    for fixture in ("studio", "webui_studio", "worker"):
-        if fixture in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(fixture))
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server with an empty data directory."""
