@@ -14,6 +14,7 @@ import pytest
 
 import middleware_api.aws
 import middleware_api.container.s3_storage
+import middleware_api.container.weights.ranged_download
 from middleware_api.api.reference import service_description
 from middleware_api.aws.events import ENDPOINT_CHANGE, TRAINING_CHANGE
 from middleware_api.aws.settings import AwsSettings, read_aws_settings
@@ -185,7 +186,7 @@ def test_the_container_gives_up_no_upload_but_its_own(template: Json) -> None:
 
 def test_the_container_may_read_and_write_what_its_code_does(template: Json) -> None:
     storage = Path(middleware_api.container.s3_storage.__file__)
-    download = storage.with_name("ranged_download.py")
+    download = Path(middleware_api.container.weights.ranged_download.__file__)
     needed = actions(called_operations([storage, download], ["s3"]))
     allowed = {a for a in actions_of(template, "EndpointRole") if a.startswith("s3:")}
     assert allowed == needed

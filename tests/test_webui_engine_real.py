@@ -27,6 +27,7 @@ from PIL import Image
 
 from middleware_api import contract
 from middleware_api.container.errors import BadRequest, EngineDown, EngineFailed
+from middleware_api.container.prompts.encoder import TOKENIZER_FOLDER
 from middleware_api.container.webui.driven import WebUiSettings
 from middleware_api.container.webui.engine import WebUiEngine
 from middleware_api.demo import architecture
@@ -97,7 +98,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 def _describe_demo(bench: Studio, scratch: Path, data: Path) -> None:
     """What the WebUI must be told of a checkpoint of this size, where the link to it will be."""
     encoder = scratch / "demo-text-encoder"
-    shutil.copytree(REPOSITORY / "middleware_api" / "container" / "clip_tokenizer", encoder)
+    shutil.copytree(TOKENIZER_FOLDER, encoder)
     architecture.text_config().save_pretrained(encoder)
     tokens = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     tokens |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}

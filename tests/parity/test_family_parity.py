@@ -63,7 +63,6 @@ def test_a_picture_is_the_webuis(engine: Engine, folder: Path, case: FamilyCase)
 
 def test_halves_make_the_same_picture_but_for_little(folder: Path) -> None:
     """As on a GPU: what is told beside the text, the latents and the masks are of one type."""
-    engine = Engine(torch.device("cpu"), 10**9, PromptEncoder())
-    engine._dtype = torch.float16
+    engine = Engine(torch.device("cpu"), 10**9, PromptEncoder(), torch.float16)
     (case,) = (case for case in CASES if case.name == "SDXL with its refiner, DPM++ 2M")
     assert BAR_DB <= likeness(engine, folder, case) < 80

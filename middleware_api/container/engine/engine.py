@@ -67,11 +67,20 @@ Begin = Callable[[Sequence[int]], Start]
 
 
 class Engine:
-    """Stable Diffusion with diffusers' modules and our own samplers. One job at a time."""
+    """Stable Diffusion with diffusers' modules and our own samplers. One job at a time.
 
-    def __init__(self, device: torch.device, cache_bytes: int, prompts: PromptEncoder) -> None:
+    Without a `dtype` a GPU works in half precision, a CPU in single.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        cache_bytes: int,
+        prompts: PromptEncoder,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._device = device
-        self._dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         self._prompts = PromptReader(prompts)
         self.loader = Loader(device, self._dtype, cache_bytes)
 
