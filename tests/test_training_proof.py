@@ -62,7 +62,7 @@ CONFIG: dict[str, object] = {
     "use_lora_extended": True,
     "lr_scheduler": "cosine",
     "min_snr_gamma": 5,
-    "prior_loss_weight": 1.5,
+    "prior_loss_weight": 2.0,
     "gradient_checkpointing": False,
     "save_preview_every": 0,
     "save_embedding_every": 4,
@@ -75,7 +75,7 @@ CONFIG: dict[str, object] = {
             "instance_token": WORD,
             "class_token": shape,
             "class_infer_steps": 12,
-            "num_class_images_per": 1,
+            "num_class_images_per": 2,
         }
         for shape in SHAPES
     ],

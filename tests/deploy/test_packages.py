@@ -73,7 +73,7 @@ def test_its_compiled_parts_are_for_the_functions_machine(folder: Path) -> None:
 
 def test_the_images_sources_are_all_that_its_program_needs(folder: Path) -> None:
     # .venv has the groups that the Dockerfile installs, and more.
-    for program in ("serve", "diffusers_engine", "webui.engine", "train"):
+    for program in ("serve", "engine.diffusers_engine", "webui.engine", "train"):
         module = f"middleware_api.container.{program}"
         run_in(folder / "image", sys.executable, "-c", f"import {module}")
 
