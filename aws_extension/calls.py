@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from requests import Response
 from requests.adapters import BaseAdapter
 
 from aws_extension import http
-from aws_extension.errors import UnexpectedAnswer
-from middleware_api.contract import IDEMPOTENCY_HEADER
+from aws_extension.errors import NotFound, UnexpectedAnswer
+from middleware_api.contract import CURSOR_HEADER, IDEMPOTENCY_HEADER
 
 
 class Call(Protocol):
@@ -75,6 +75,23 @@ class Calls:
             headers=headers,
             may_repeat=may_repeat,
         )
+
+
+def every_page(call: Call, path: str, params: http.Params) -> Iterator[Response]:
+    """The answers of a list's pages, newest first."""
+    answer = call("GET", path, params=params)
+    yield answer
+    while cursor := answer.headers.get(CURSOR_HEADER, ""):
+        answer = call("GET", path, params={**params, "cursor": cursor})
+        yield answer
+
+
+def forget(call: Call, path: str, params: http.Params | None = None) -> None:
+    """Delete something; what is gone already is as good."""
+    try:
+        call("DELETE", path, params=params)
+    except NotFound:
+        return
 
 
 def object_in(answer: Response) -> dict[str, Any]:

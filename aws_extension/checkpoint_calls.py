@@ -16,9 +16,8 @@ from aws_extension.answers import (
     parse_checkpoint_upload,
     parse_list,
 )
-from aws_extension.calls import Calls, object_in
-from aws_extension.errors import NotFound
-from middleware_api.contract import CURSOR_HEADER, CheckpointState, CheckpointType, PartTag
+from aws_extension.calls import Calls, every_page, forget, object_in
+from middleware_api.contract import CheckpointState, CheckpointType, PartTag
 
 
 class CheckpointCalls(Calls):
@@ -28,23 +27,15 @@ class CheckpointCalls(Calls):
         self, states: Sequence[CheckpointState] = (), types: Sequence[CheckpointType] = ()
     ) -> list[Checkpoint]:
         """Row 22, all pages."""
-        found: list[Checkpoint] = []
-        cursor = ""
-        while True:
-            params: dict[str, str | int | list[str]] = {
-                "status": [state.value for state in states],
-                "types": [kind.value for kind in types],
-            }
-            if cursor:
-                params["cursor"] = cursor
-            answer = self._call("GET", "/checkpoints", params=params)
-            raw = object_in(answer)
-            found.extend(
-                parse_checkpoint(item) for item in parse_list(raw.get("checkpoints"), "checkpoints")
-            )
-            cursor = answer.headers.get(CURSOR_HEADER, "")
-            if not cursor:
-                return found
+        params: http.Params = {
+            "status": [state.value for state in states],
+            "types": [kind.value for kind in types],
+        }
+        return [
+            parse_checkpoint(item)
+            for answer in every_page(self._call, "/checkpoints", params)
+            for item in parse_list(object_in(answer).get("checkpoints"), "checkpoints")
+        ]
 
     def create_checkpoint(
         self, kind: CheckpointType, filename: str, size: int, sha256: str, parts: int
@@ -108,10 +99,7 @@ class CheckpointCalls(Calls):
 
     def delete_checkpoint(self, checkpoint_id: str) -> None:
         """Forget a checkpoint and its bytes; one that is gone already is as good."""
-        try:
-            self._call("DELETE", "/checkpoint", params={"id": checkpoint_id})
-        except NotFound:
-            return
+        forget(self._call, "/checkpoint", {"id": checkpoint_id})
 
     def import_checkpoint(self, kind: CheckpointType, url: str) -> Checkpoint:
         """Row 30: have the server fetch a weights file from a URL; one however often it is sent."""

@@ -22,13 +22,13 @@ from aws_extension.answers import (
     parse_submission,
     parse_texts,
 )
+from aws_extension.calls import forget
 from aws_extension.checkpoint_calls import CheckpointCalls
 from aws_extension.dataset_calls import DatasetCalls
 from aws_extension.errors import (
     Conflict,
     ConnectionLost,
     JobFailed,
-    NotFound,
     ServerFault,
     UnexpectedAnswer,
 )
@@ -299,10 +299,7 @@ class CloudClient(CheckpointCalls):
 
     def delete_job(self, job_id: str) -> None:
         """Forget a job and its pictures; one that is gone already is as good."""
-        try:
-            self._call("DELETE", f"/inference/v2/{quote(job_id, safe='')}")
-        except NotFound:
-            return
+        forget(self._call, f"/inference/v2/{quote(job_id, safe='')}")
 
     def run_merge(self, merge: Merge) -> str:
         """Row 16: begin to merge checkpoints; the id of the job that does it."""

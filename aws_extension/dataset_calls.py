@@ -9,9 +9,8 @@ from urllib.parse import quote
 
 from aws_extension import http
 from aws_extension.answers import Fields
-from aws_extension.calls import Call
-from aws_extension.errors import NotFound
-from middleware_api.contract import CURSOR_HEADER, DatasetState
+from aws_extension.calls import Call, every_page, forget
+from middleware_api.contract import DatasetState
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,12 @@ class DatasetCalls:
 
     def all(self, states: Sequence[DatasetState] = ()) -> list[Dataset]:
         """Row 28, all pages, newest first."""
-        found: list[Dataset] = []
-        cursor = ""
-        while True:
-            params: http.Params = {"dataset_status": [state.value for state in states]}
-            if cursor:
-                params = {**params, "cursor": cursor}
-            answer = self._call("GET", "/datasets", params=params)
-            fields = Fields(http.decode(answer), "data sets")
-            found += [_dataset(item) for item in fields.objects("datasets")]
-            cursor = answer.headers.get(CURSOR_HEADER, "")
-            if not cursor:
-                return found
+        params: http.Params = {"dataset_status": [state.value for state in states]}
+        return [
+            _dataset(item)
+            for answer in every_page(self._call, "/datasets", params)
+            for item in Fields(http.decode(answer), "data sets").objects("datasets")
+        ]
 
     def files(self, name: str) -> list[DatasetFile]:
         """Row 29."""
@@ -74,10 +67,7 @@ class DatasetCalls:
 
     def remove(self, name: str, files: Sequence[str]) -> None:
         """Forget some of its files; those that are gone already are as good."""
-        try:
-            self._call("DELETE", f"{_path(name)}/files", params={"name": [*files]})
-        except NotFound:
-            return
+        forget(self._call, f"{_path(name)}/files", {"name": [*files]})
 
     def set_state(self, name: str, state: DatasetState) -> None:
         """Row 27: enable it once all its files are there, or disable it."""
@@ -85,10 +75,7 @@ class DatasetCalls:
 
     def delete(self, name: str) -> None:
         """Forget it and its files; one that is gone already is as good."""
-        try:
-            self._call("DELETE", "/dataset", params={"name": name})
-        except NotFound:
-            return
+        forget(self._call, "/dataset", {"name": name})
 
     def _to_write(
         self, path: str, files: Sequence[str], document: dict[str, object]

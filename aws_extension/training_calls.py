@@ -10,8 +10,7 @@ from typing import Any
 
 from aws_extension import http
 from aws_extension.answers import Fields
-from aws_extension.calls import Call
-from aws_extension.errors import NotFound
+from aws_extension.calls import Call, every_page, forget
 from middleware_api.contract import (
     CURSOR_HEADER,
     CheckpointType,
@@ -118,7 +117,8 @@ class TrainingCalls:
                 progress=fields.optional_number("progress") or 0.0,
                 error=fields.optional_text("error"),
             )
-            for fields in self._all("/models", "models", {"status": [s.value for s in states]})
+            for answer in every_page(self._call, "/models", {"status": [s.value for s in states]})
+            for fields in Fields(http.decode(answer), "models").objects("models")
         ]
 
     def create_model(self, name: str, checkpoint_id: str) -> str:
@@ -135,7 +135,7 @@ class TrainingCalls:
 
     def delete_model(self, model_id: str) -> None:
         """Forget a model; one that is gone already is as good."""
-        self._delete("/model", model_id)
+        forget(self._call, "/model", {"id": model_id})
 
     # Training jobs
 
@@ -151,7 +151,7 @@ class TrainingCalls:
 
     def delete(self, job_id: str) -> None:
         """Forget a job that does not run; one that is gone already is as good."""
-        self._delete("/train", job_id)
+        forget(self._call, "/train", {"id": job_id})
 
     def page(self, limit: int, cursor: str = "") -> tuple[tuple[TrainJob, ...], str]:
         """Row 25, one page, newest first; the next cursor is empty on the last."""
@@ -194,25 +194,6 @@ class TrainingCalls:
     ) -> Fields:
         answer = self._call(method, path, document, params, idempotency_key)
         return Fields(http.decode(answer), path)
-
-    def _all(self, path: str, name: str, params: Mapping[str, list[str]]) -> list[Fields]:
-        found: list[Fields] = []
-        cursor = ""
-        while True:
-            asked: dict[str, str | int | list[str]] = dict(params)
-            if cursor:
-                asked["cursor"] = cursor
-            answer = self._call("GET", path, params=asked)
-            found += Fields(http.decode(answer), name).objects(name)
-            cursor = answer.headers.get(CURSOR_HEADER, "")
-            if not cursor:
-                return found
-
-    def _delete(self, path: str, thing_id: str) -> None:
-        try:
-            self._call("DELETE", path, params={"id": thing_id})
-        except NotFound:
-            return
 
 
 def _job(fields: Fields) -> TrainJob:
