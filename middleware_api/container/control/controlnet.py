@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from middleware_api.container.engine.checkpoint import StableDiffusion
@@ -23,6 +22,7 @@ from middleware_api.container.engine.checkpoint_shapes import NORM_GROUPS, NUMBE
 from middleware_api.container.engine.lean_attention import make_lean
 from middleware_api.container.engine.packed import pack
 from middleware_api.container.errors import BadRequest, CheckpointUnreadable
+from middleware_api.container.weights.opened import opened
 
 HINT_FACTOR = 8
 """Pixels a side of the hint for one latent: the network's own three halvings."""
@@ -133,19 +133,10 @@ def load_controlnet(
 
 
 def _read(path: Path, name: str) -> Weights:
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys: list[str] = list(file.keys())
-            _check_kind(keys, name)
-            return {key.removeprefix(_LDM_PREFIX): file.get_tensor(key) for key in keys}
-    except FileNotFoundError as error:
-        raise CheckpointUnreadable(
-            f"{name} is not in the object store. Upload it again, or pick another ControlNet."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointUnreadable(
-            f"{name} is not a readable .safetensors file ({error}). Upload it again."
-        ) from error
+    with opened(path, name, "ControlNet") as file:
+        keys: list[str] = list(file.keys())
+        _check_kind(keys, name)
+        return {key.removeprefix(_LDM_PREFIX): file.get_tensor(key) for key in keys}
 
 
 def _check_kind(keys: list[str], name: str) -> None:

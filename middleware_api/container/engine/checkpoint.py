@@ -18,7 +18,6 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -60,6 +59,7 @@ from middleware_api.container.samplers.prediction import (
     Prediction,
     prediction_of,
 )
+from middleware_api.container.weights.opened import opened
 
 Weights = dict[str, Tensor]
 _Conversion = Callable[[Weights, dict[str, object]], Weights]
@@ -271,22 +271,13 @@ def _read(path: Path, name: str, wanted: Callable[[Family], tuple[str, ...]]) ->
             f"{name} is a {path.suffix or 'file without extension'}; this engine loads "
             ".safetensors files only. Convert the checkpoint and upload it again."
         )
-    try:
-        with safe_open(path, framework="pt") as content:
-            keys: list[str] = list(content.keys())
-            _check_kind(keys, name)
-            family = family_of(keys)
-            prefixes = wanted(family)
-            weights = {key: content.get_tensor(key) for key in keys if key.startswith(prefixes)}
-            return _File(name, family, weights, content.metadata() or {})
-    except FileNotFoundError as error:
-        raise CheckpointUnreadable(
-            f"{name} is not in the object store. Upload it again, or pick another checkpoint."
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise CheckpointUnreadable(
-            f"{name} is not a readable .safetensors file ({error}). Upload it again."
-        ) from error
+    with opened(path, name, "checkpoint") as content:
+        keys: list[str] = list(content.keys())
+        _check_kind(keys, name)
+        family = family_of(keys)
+        prefixes = wanted(family)
+        weights = {key: content.get_tensor(key) for key in keys if key.startswith(prefixes)}
+        return _File(name, family, weights, content.metadata() or {})
 
 
 def _check_kind(keys: list[str], name: str) -> None:
